@@ -1,0 +1,179 @@
+"""Class-balanced: the classes seen on a rank share its slots as evenly as the samples seen allow; reservoirs inside.
+
+The idea is that of class-balancing reservoir sampling (Chrysakis and Moens 2020, "Online continual learning from
+imbalanced data"): a class keeps everything until room runs out, then the largest classes make room. Done here for whole
+batches: the new sizes come from one water level over all classes, so nothing is evicted that a later candidate of the
+same batch would have evicted anyway. Within a class the stored samples are at any time a uniform choice of those seen.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from reprise.buffer.policies.base import Float64s, last_writes, split_counts
+from reprise.buffer.policies.random_words import EVICT, INSERT, Int64s, RandomWords, below, distinct_below
+
+
+class ClassBalanced:
+    """See Policy. The set of classes is open: a label never seen before opens a class.
+
+    Classes are numbered in order of first appearance. A class's members are its slots in ascending order; `_members`
+    holds the members of all classes, class after class, and is rebuilt only when sizes change.
+    """
+
+    def __init__(self, share: int) -> None:
+        self.share = share
+        self.stored = 0
+        self.labels = np.empty(0, dtype=np.int64)  # label of each class
+        self.seen = np.empty(0, dtype=np.int64)  # candidates offered so far, per class
+        self.sizes = np.empty(0, dtype=np.int64)  # stored, per class
+        self._class_of_slot = np.zeros(share, dtype=np.int64)
+        self._members = np.empty(0, dtype=np.int64)
+        self._starts = np.empty(0, dtype=np.int64)
+
+    def insert(self, labels: Int64s, batch_size: int, step: int, words: RandomWords) -> tuple[Int64s, Int64s]:
+        num_candidates = len(labels)
+        classes = self._classes_of(labels)
+        counts = np.bincount(classes, minlength=len(self.labels))
+        slots = np.full(num_candidates, -1, dtype=np.int64)
+
+        filled = min(self.share - self.stored, num_candidates)
+        slots[:filled] = np.arange(self.stored, self.stored + filled)
+        self._class_of_slot[self.stored : self.stored + filled] = classes[:filled]
+        self.stored += filled
+        added = np.bincount(classes[:filled], minlength=len(self.labels))
+        kept_all = self.seen == self.sizes
+        self.sizes += added
+        demand = np.where(kept_all, counts - added, 0)
+
+        if demand.any():
+            growth = _water_level(self.sizes, demand, self.share) - self.sizes
+            if filled:
+                self._index()
+            victims = self._victims(-growth, step, words)
+            rest = np.arange(filled, num_candidates)
+            growing = rest[_occurrence(classes[rest]) < growth[classes[rest]]]
+            slots[growing] = victims
+            self._class_of_slot[victims] = classes[growing]
+            self.sizes += growth
+        if filled or demand.any():
+            self._index()
+
+        # Algorithm R inside each class for the candidates that found no room.
+        waiting = np.flatnonzero(slots < 0)
+        seen = self.seen[classes] + _occurrence(classes) + 1
+        positions = below(words(INSERT, step, num_candidates)[waiting], seen[waiting].astype(np.uint64))
+        accepted = positions < self.sizes[classes[waiting]]
+        chosen = waiting[accepted]
+        slots[chosen] = self._members[self._starts[classes[chosen]] + positions[accepted]]
+        self.seen += counts
+
+        rows = np.flatnonzero(slots >= 0)
+        return last_writes(rows, slots[rows])
+
+    def inverse_inclusion(self, slots: Int64s) -> Float64s:
+        classes = self._class_of_slot[slots]
+        return self.seen[classes] / np.maximum(self.sizes[classes], 1)
+
+    def mass(self) -> int:
+        return int(self.seen[self.sizes > 0].sum())
+
+    def ages(self) -> Int64s:
+        return np.zeros(self.stored, dtype=np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "stored": self.stored,
+            "labels": self.labels.copy(),
+            "seen": self.seen.copy(),
+            "class_of_slot": self._class_of_slot[: self.stored].copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stored = int(state["stored"])
+        self.labels = np.array(state["labels"], dtype=np.int64)
+        self.seen = np.array(state["seen"], dtype=np.int64)
+        self._class_of_slot[: self.stored] = state["class_of_slot"]
+        self.sizes = np.bincount(self._class_of_slot[: self.stored], minlength=len(self.labels))
+        self._index()
+
+    @staticmethod
+    def merge(states: list[dict[str, Any]], labels: Int64s, owners: Int64s, num_ranks: int) -> list[dict[str, Any]]:
+        # A class of which nothing is stored any more has nobody to carry its counter: it starts anew.
+        classes, class_of_sample = np.unique(labels, return_inverse=True)
+        seen = np.zeros(len(classes), dtype=np.int64)
+        for state in states:
+            position = np.minimum(np.searchsorted(classes, state["labels"]), max(len(classes) - 1, 0))
+            known = classes[position] == state["labels"] if len(classes) else np.zeros(len(position), dtype=bool)
+            np.add.at(seen, position[known], np.asarray(state["seen"])[known])
+        sizes = np.zeros((len(classes), num_ranks), dtype=np.int64)
+        np.add.at(sizes, (class_of_sample, owners), 1)
+        shares = np.array([split_counts(int(n), part) for n, part in zip(seen, sizes, strict=True)])
+        shares = shares.reshape(len(classes), num_ranks)
+        return [
+            {
+                "stored": int((owners == rank).sum()),
+                "labels": classes.astype(np.int64),
+                "seen": shares[:, rank],
+                "class_of_slot": class_of_sample[owners == rank].astype(np.int64),
+            }
+            for rank in range(num_ranks)
+        ]
+
+    def _classes_of(self, labels: Int64s) -> Int64s:
+        """Class number of each label; opens the classes that are new, in order of first appearance."""
+        present, first = np.unique(labels, return_index=True)
+        new = present[np.argsort(first)]
+        new = new[~np.isin(new, self.labels)]
+        if len(new):
+            zeros = np.zeros(len(new), dtype=np.int64)
+            self.labels = np.concatenate([self.labels, new])
+            self.seen = np.concatenate([self.seen, zeros])
+            self.sizes = np.concatenate([self.sizes, zeros])
+            self._starts = np.concatenate([self._starts, zeros])
+        order = np.argsort(self.labels)
+        return order[np.searchsorted(self.labels, labels, sorter=order)]
+
+    def _index(self) -> None:
+        self._members = np.argsort(self._class_of_slot[: self.stored], kind="stable")
+        self._starts = np.cumsum(self.sizes) - self.sizes
+
+    def _victims(self, evictions: Int64s, step: int, words: RandomWords) -> Int64s:
+        """Slots to empty: a uniform choice of evictions[c] members of each class c with evictions[c] > 0."""
+        classes = np.repeat(np.arange(len(evictions)), np.maximum(evictions, 0))
+        positions = distinct_below(
+            lambda round_: words(EVICT, step, len(classes), round_), self.sizes[classes], classes.astype(np.int64)
+        )
+        return self._members[self._starts[classes] + positions]
+
+
+def _occurrence(classes: Int64s) -> Int64s:
+    """For each entry how many equal entries come before it."""
+    order = np.argsort(classes, kind="stable")
+    ordered = classes[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, dtype=np.int64)
+    run = np.repeat(starts, np.diff(np.r_[starts, len(ordered)]))
+    result = np.empty(len(classes), dtype=np.int64)
+    result[order] = np.arange(len(ordered)) - run
+    return result
+
+
+def _water_level(sizes: Int64s, demand: Int64s, share: int) -> Int64s:
+    """Sizes after a batch: as even as possible with sizes + demand as the most each class can hold, summing to share.
+
+    Slots left over by the common level go first to classes that need not evict for them, then in order of appearance.
+    """
+    ceiling = sizes + demand
+    ordered = np.sort(ceiling)
+    below_level = np.cumsum(ordered) - ordered
+    remaining = len(ordered) - np.arange(len(ordered))
+    # Largest whole level at which min(ceiling, level) fits into the share: found among the sorted ceilings.
+    fits = below_level + ordered * remaining <= share
+    full = int(fits.sum())
+    level = (share - int(below_level[full])) // int(remaining[full]) if full < len(ordered) else int(ordered[-1])
+    target = np.minimum(ceiling, level)
+    spare = share - int(target.sum())
+    eligible = np.flatnonzero(ceiling > level)
+    by_need = eligible[np.argsort(sizes[eligible] <= level, kind="stable")]
+    target[by_need[:spare]] += 1
+    return target

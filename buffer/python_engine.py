@@ -1,0 +1,135 @@
+"""The rehearsal engine in plain Python and torch: readable, portable, and what the C++ engine is checked against.
+
+Everything happens inside `submit`, on the caller's thread: the insertion, then the draw for the next step. Its
+behaviour therefore never depends on timing, with or without `deterministic`.
+"""
+
+import logging
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+
+from reprise.buffer.exchange import fetch
+from reprise.buffer.plan import plan_draws
+from reprise.buffer.policies.random_words import Int64s
+from reprise.buffer.schema import Columns, Spec
+from reprise.buffer.shard import Shard
+from reprise.runtime.dist import Communicator
+from reprise.runtime.errors import PeerLost
+from reprise.runtime.spans import Spans
+
+logger = logging.getLogger(__name__)
+
+Prepared = tuple[Columns, tuple[int, ...]]  # rows of all draws of one step, and how many belong to each
+
+
+class PythonEngine:
+    """One rank's engine. Not thread-safe: one caller. With scope global, `submit` is a collective."""
+
+    name = "python"
+
+    def __init__(self, spec: Spec, comm: Communicator, spans: Spans) -> None:
+        self.spec = spec
+        self.shard = Shard(spec)
+        self.step = 0
+        self._comm = comm
+        self._spans = spans
+        self._alone = not spec.exchanges
+        # (ranks, 2): samples stored and seen samples they stand for, as of the last submit.
+        self._fill = np.zeros((spec.world_size, 2), dtype=np.int64)
+        # A draw is delivered by the second wait() after its submit() was called, hence up to two at a time. A caller
+        # that submits more often than it waits gets the latest ones.
+        self._prepared: deque[Prepared] = deque(maxlen=2)
+        self._started = False
+
+    @property
+    def transport(self) -> str:
+        """How samples of other ranks are read."""
+        return "none" if self._alone else f"collectives ({self._comm.name}, {self._comm.backend})"
+
+    @property
+    def global_stored(self) -> int:
+        """Samples on all ranks as of the last submit; scope local: a collective, as nothing else exchanges counts."""
+        if self._alone and self.spec.world_size > 1 and self.spec.scope == "local":
+            counts = self._comm.allgather(torch.tensor([self.shard.stored]), name="rehearsal.stored")
+            return int(counts.sum())
+        return int(self._fill[:, 0].sum())
+
+    def submit(self, batch: Columns) -> None:
+        """Insert a batch (CPU columns of b rows: fields, "y", "task"), then prepare the draws of the next step."""
+        self.step += 1
+        with self._spans.span("insert"):
+            self.shard.insert(batch, self.step)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Draw from the present contents. Collective with scope global."""
+        try:
+            self._prepared.append(self._draw())
+        except PeerLost as error:
+            # Collectives do not survive the loss of a rank, so all other ranks are out of reach, not only the dead.
+            logger.error("rehearsal: %s; drawing from this rank's own %d samples now", error, self.shard.stored)
+            self._alone = True
+            self._prepared.append(self._draw())
+
+    def wait(self) -> Prepared:
+        """The draws prepared one step ago; 0 rows at the first call, when there was no step yet."""
+        if not self._started:
+            self._started = True
+            return self._columns(self.shard.gather(_NO_SLOTS), _NO_SLOTS, 0.0), (0,) * len(self.spec.draws)
+        if not self._prepared:
+            raise RuntimeError("wait() called twice without a submit() in between: no draw was asked for")
+        return self._prepared.popleft()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "started": self._started,
+            "fill": torch.from_numpy(self._fill.copy()),
+            "prepared": [
+                {"sizes": list(sizes), "columns": {name: value.clone() for name, value in columns.items()}}
+                for columns, sizes in self._prepared
+            ],
+            "shard": self.shard.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = int(state["step"])
+        self._started = bool(state["started"])
+        self._fill = state["fill"].numpy().copy()
+        self._prepared.clear()
+        for entry in state["prepared"]:
+            self._prepared.append(({n: value.clone() for n, value in entry["columns"].items()}, tuple(entry["sizes"])))
+        self.shard.load_state_dict(state["shard"])
+
+    def continue_from(self, shard_state: dict[str, Any], step: int) -> None:
+        """Go on from resharded contents: a draw of the step before is made up, as none can be carried over."""
+        self.step, self._started = step, True
+        self.shard.load_state_dict(shard_state)
+        self._prepared.clear()
+        self.prepare()
+
+    def _draw(self) -> Prepared:
+        with self._spans.span("plan"):
+            own = torch.tensor([self.shard.stored, self.shard.policy.mass()])
+            if self._alone:
+                self._fill[:] = 0
+                self._fill[self.spec.rank] = own.numpy()
+            else:
+                self._fill = self._comm.allgather(own, name="rehearsal.fill").numpy().copy()
+            plan = plan_draws(self._fill[:, 0], self.spec.draws, self.step, self.shard.words)
+        stored, mass = self._fill.sum(axis=0)
+        with self._spans.span("fetch"):
+            rows = self.shard.gather(plan.slots) if self._alone else fetch(plan, self.shard, self._comm)
+        return self._columns(rows, plan.ranks, stored / max(mass, 1)), plan.sizes
+
+    def _columns(self, rows: Columns, ranks: Int64s, scale: float) -> Columns:
+        """Gathered rows as they are delivered: the weight is 1 on average over everything stored."""
+        rows["weight"] = (rows.pop("inverse_inclusion") * scale).to(torch.float32)
+        rows["rank"] = torch.from_numpy(ranks)
+        return rows
+
+
+_NO_SLOTS = np.empty(0, dtype=np.int64)

@@ -1,0 +1,172 @@
+"""What a sample is made of, what a draw looks like, and the checks of both. Shared by every implementation."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reprise.buffer.policies import POLICIES
+from reprise.runtime.errors import UserError
+from reprise.runtime.registry import nearest
+
+Columns = dict[str, Tensor]  # name -> (n, *shape): one row per sample
+
+RESERVED = ("y", "task", "weight", "rank")
+
+
+@dataclass(frozen=True)
+class Field:
+    """Shape and dtype of one named part of a sample, without the batch dimension."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not all(isinstance(size, int) and size > 0 for size in self.shape):
+            raise UserError(f"a field's shape must hold positive integers, got {self.shape}")
+        if not isinstance(self.dtype, torch.dtype):
+            raise UserError(f"a field's dtype must be a torch.dtype, got {self.dtype!r}")
+
+    @property
+    def numel(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes per sample."""
+        return self.numel * self.dtype.itemsize
+
+    def empty(self, rows: int, device: torch.device) -> Tensor:
+        return torch.empty((rows, *self.shape), dtype=self.dtype, device=device)
+
+
+class Draw:
+    """Samples as columns: the fields, and "y" int64, "task" int64, "weight" float32, "rank" int64, each (n, ...).
+
+    `len()` is n, the number of rows. `sizes` says how many of them belong together: one entry for a draw; for a batch
+    of `augment` the new samples first, then one entry per draw. Rows are per-rank. The tensors belong to the buffer and
+    stay valid until its next `wait()` or `augment()` returns.
+    """
+
+    def __init__(self, columns: Columns, sizes: tuple[int, ...]) -> None:
+        self._columns = columns
+        self.sizes = sizes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._columns[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def keys(self) -> Any:
+        return self._columns.keys()
+
+    def items(self) -> Any:
+        return self._columns.items()
+
+    def __repr__(self) -> str:
+        return f"Draw({len(self)} rows: {', '.join(self._columns)})"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that defines a buffer on one rank. Raises UserError (a ValueError) naming the argument."""
+
+    fields: Mapping[str, Field]
+    capacity: int
+    """Samples, summed over all ranks."""
+    draws: tuple[int, ...]
+    candidates: int | None
+    policy: str
+    scope: str
+    seed: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        if not self.fields:
+            raise UserError("a buffer needs at least one field, e.g. fields={'x': Field((3, 32, 32), torch.uint8)}")
+        for name, field in self.fields.items():
+            if name in RESERVED:
+                raise UserError(f"field name '{name}' is reserved ({', '.join(RESERVED)}); choose another")
+            if not isinstance(field, Field):
+                raise UserError(f"field '{name}' must be a Field(shape, dtype), got {type(field).__name__}")
+        object.__setattr__(self, "draws", tuple(self.draws))
+        if not all(_is_count(size) and size >= 0 for size in self.draws):
+            raise UserError(f"draws must be a tuple of numbers of samples >= 0, got {self.draws}")
+        if not _is_count(self.capacity) or not self.world_size <= self.capacity < 2**32:
+            raise UserError(
+                f"capacity {self.capacity} is out of range: samples over all ranks, at least one per rank "
+                f"({self.world_size}) and below 2**32; raise capacity or rehearsal_ratio"
+            )
+        if self.candidates is not None and (not _is_count(self.candidates) or self.candidates < 1):
+            raise UserError(f"candidates must be None (all) or a number of samples >= 1, got {self.candidates}")
+        if self.policy not in POLICIES:
+            hint = nearest(str(self.policy), POLICIES)
+            raise UserError(f"unknown policy '{self.policy}'{hint or ';'} choose one of: {', '.join(POLICIES)}")
+        if self.scope not in ("global", "local"):
+            raise UserError(f"unknown scope '{self.scope}'; choose one of: global, local")
+
+    @property
+    def share(self) -> int:
+        """Slots of this rank: the capacity shared out evenly, the remainder to the first ranks."""
+        return self.capacity // self.world_size + (self.rank < self.capacity % self.world_size)
+
+    @property
+    def bytes_per_sample(self) -> int:
+        return sum(field.nbytes for field in self.fields.values()) + 16  # label and task
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether draws reach over to other ranks."""
+        return self.scope == "global" and self.world_size > 1
+
+    def check_batch(self, fields: Mapping[str, Tensor], y: Tensor, device: torch.device) -> None:
+        """Raise UserError naming the first wrong field of a batch, what was got and what was expected."""
+        if not isinstance(y, Tensor) or y.ndim != 1 or y.dtype != torch.int64:
+            raise UserError(f"'y' must be an int64 tensor (b,), got {_describe(y)}")
+        missing = [name for name in self.fields if name not in fields]
+        if missing:
+            raise UserError(f"field '{missing[0]}' is missing: got {sorted(fields)}, expected {sorted(self.fields)}")
+        for name, value in fields.items():
+            if name not in self.fields:
+                hint = nearest(name, self.fields)
+                raise UserError(f"unknown field '{name}'{hint or ';'} this buffer stores {sorted(self.fields)}")
+            field = self.fields[name]
+            if (
+                not isinstance(value, Tensor)
+                or value.dtype != field.dtype
+                or tuple(value.shape) != (len(y), *field.shape)
+            ):
+                expected = f"{field.dtype} {(len(y), *field.shape)}"
+                raise UserError(f"field '{name}': got {_describe(value)}, expected {expected}")
+        for name, value in (*fields.items(), ("y", y)):
+            if value.device.type not in ("cpu", device.type):
+                raise UserError(f"field '{name}': got a tensor on {value.device}, expected the cpu or {device}")
+
+    def task_column(self, task: int | Tensor | None, rows: int) -> Tensor:
+        """Tasks as int64 (rows,) on the CPU; None is stored as -1."""
+        if isinstance(task, Tensor):
+            if task.shape != (rows,) or task.is_floating_point() or task.is_complex():
+                raise UserError(f"'task' must be an int, None or an integer tensor ({rows},), got {_describe(task)}")
+            return task.to("cpu", torch.int64)
+        if task is not None and not _is_count(task):
+            raise UserError(f"'task' must be an int, None or an integer tensor ({rows},), got {task!r}")
+        return torch.full((rows,), -1 if task is None else task, dtype=torch.int64)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

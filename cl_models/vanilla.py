@@ -1,0 +1,38 @@
+"""Vanilla: stochastic gradient descent on each task's own data, no rehearsal. The baselines are made of it.
+
+Incremental: as it is. From scratch: reset_state_dict with concatenated tasksets. Transfer: concatenated tasksets alone.
+"""
+
+import copy
+from typing import Any
+
+from torch import Tensor
+
+from reprise.cl_models.base import STRATEGIES, ContinualModel, Metrics, Parts, TaskLike
+
+
+@STRATEGIES.register("Vanilla")
+class Vanilla(ContinualModel):
+    """L = mean cross-entropy of the batch. Option reset_state_dict: every task starts from the initial weights."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._reset = bool(parts.options.get("reset_state_dict", False))
+        # Taken after rank 0's weights reached all ranks, so that they still agree after a reset.
+        self._initial = copy.deepcopy(self.network.state_dict()) if self._reset else {}
+
+    def begin_task(self, task: TaskLike) -> None:
+        super().begin_task(task)
+        if self._reset:
+            self.network.load_state_dict(self._initial)
+
+    def observe(self, x: Tensor, y: Tensor, task: int) -> Metrics:
+        inputs = self.parts.train_transform(x, self.parts.augment_rng)
+        return self.parts.stepper.minimise(self.mean_loss, inputs, y)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "initial": self._initial}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._initial = state["initial"]

@@ -1,0 +1,2 @@
+def version() -> str:
+    """One line: interface version, C++ standard and compiler of this build."""

@@ -1,0 +1,33 @@
+"""`python -m reprise.report results/a results/b`: the summaries of finished runs, side by side.
+
+Reads summary.json only; a missing or damaged one is named in one line, exit code 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from reprise.report import summary_schema
+from reprise.report.summary import print_comparison
+from reprise.runtime.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m reprise.report", description="Compare finished runs.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="e.g. results/demo-er")
+    runs: list[Path] = parser.parse_args(argv).runs
+    # Runs of one results folder are told apart by their last part; the same name twice needs the whole path.
+    short = len({run.resolve().name for run in runs}) == len(runs)
+    try:
+        summaries = {run.resolve().name if short else str(run): summary_schema.read(run) for run in runs}
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print_comparison(summaries)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The folder of one run, `results/<name>/`: which files it has, what it keeps of an earlier run, how they are written.
+
+Rank 0 only. Small files are rewritten whole and atomically; metrics and log are appended to by their own writers,
+pictures are drawn by plots.py, checkpoints are train's. The paths of all of them are here.
+"""
+
+import csv
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from reprise.report import summary_schema
+from reprise.runtime.errors import UserError
+from reprise.runtime.files import atomic_write, disk_errors
+
+
+class RunFolder:
+    """Creates the folder and fails early, in one line, where nothing could be saved later.
+
+    A new run into the folder of an earlier one first deletes the files it will write itself (_WRITTEN_BY_A_RUN), so
+    that no old summary stands beside new metrics. Everything else stays: checkpoints, W&B folders, the user's own
+    files. `resume=True` deletes nothing: metrics, log and matrices are continued. Construct it before anything opens
+    a file in the folder, the log included.
+    """
+
+    def __init__(self, path: str | Path, resume: bool = False) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"cannot use '{self.path}' as a run's folder: it is a file; choose another --save-dir")
+        with disk_errors("create the run's folder", self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                for pattern in _WRITTEN_BY_A_RUN:
+                    for old in self.path.glob(pattern):
+                        old.unlink()
+        with atomic_write(self.path / ".writable") as probe:
+            probe.write("a full disk shows only when bytes are written\n")
+        with disk_errors("write", self.path):
+            (self.path / ".writable").unlink()
+
+    @property
+    def log(self) -> Path:
+        """For runtime.log.setup."""
+        return self.path / "log.txt"
+
+    @property
+    def metrics_csv(self) -> Path:
+        """For CsvSink."""
+        return self.path / "metrics.csv"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        """For JsonlSink."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder for TensorBoardSink."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder for train's checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def matrix_png(self) -> Path:
+        """For plots.accuracy_matrix_png."""
+        return self.path / "accuracy_matrix.png"
+
+    @property
+    def curves_png(self) -> Path:
+        """For plots.curves_png."""
+        return self.path / "curves.png"
+
+    @property
+    def timeline_png(self) -> Path:
+        """For plots.timeline_png."""
+        return self.path / "timeline.png"
+
+    def write_start(self, config_yaml: str, argv: list[str], environment: dict[str, Any]) -> None:
+        """Write config.yaml (the resolved configuration), command.txt and environment.json, before training."""
+        with atomic_write(self.path / "config.yaml") as stream:
+            stream.write(config_yaml)
+        with atomic_write(self.path / "command.txt") as stream:
+            stream.write(shlex.join(argv) + "\n")
+        with atomic_write(self.path / "environment.json") as stream:
+            json.dump(environment, stream, indent=2)
+            stream.write("\n")
+
+    def write_accuracy_matrix(self, matrix: ArrayLike, task_il: bool = False) -> None:
+        """Rewrite accuracy_matrix.csv (or accuracy_matrix_task_il.csv) with the (n, T) rows known so far.
+
+        Fractions, at full precision: reading them back gives the same floats.
+        """
+        rows = np.asarray(matrix, dtype=np.float64)
+        assert rows.ndim == 2, f"accuracy matrix has shape {rows.shape}, expected (n, T)"
+        with atomic_write(self.path / ("accuracy_matrix_task_il.csv" if task_il else "accuracy_matrix.csv")) as stream:
+            table = csv.writer(stream, lineterminator="\n")
+            table.writerow(["trained_task", *(f"task_{j}" for j in range(rows.shape[1]))])
+            table.writerows([i, *row] for i, row in enumerate(rows.tolist()))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, last of all: its presence means that the run has finished. ValueError if incomplete."""
+        summary_schema.check(summary)
+        with atomic_write(self.path / summary_schema.FILE_NAME) as stream:
+            json.dump(summary, stream, indent=2, allow_nan=False)
+            stream.write("\n")
+
+    def pictures(self) -> list[Path]:
+        """The pictures that exist."""
+        return [path for path in (self.matrix_png, self.curves_png, self.timeline_png) if path.exists()]
+
+
+_WRITTEN_BY_A_RUN = (
+    "config.yaml",
+    "command.txt",
+    "environment.json",
+    "log.txt",
+    "metrics.csv",
+    "metrics.jsonl",
+    "accuracy_matrix.csv",
+    "accuracy_matrix_task_il.csv",
+    "accuracy_matrix.png",
+    "curves.png",
+    "timeline.png",
+    summary_schema.FILE_NAME,
+    "tensorboard/events.out.tfevents.*",
+)

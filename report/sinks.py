@@ -1,0 +1,208 @@
+"""Where measured numbers go, one row at a time: CSV and JSONL always, TensorBoard and Weights & Biases when asked.
+
+Only rank 0 builds sinks, and only main.py chooses which. Rows hold plain floats: reading a device tensor is the
+training loop's decision. CSV and JSONL are written line by line, never rewritten, so the cost does not grow with a run.
+"""
+
+import csv
+import io
+import json
+import logging
+import math
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from reprise.runtime.errors import UserError
+from reprise.runtime.files import disk_errors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """One number. `task` and `epoch` count from 0; `step` is optimisation steps since the start of the run."""
+
+    task: int
+    epoch: int
+    step: int
+    split: str
+    metric: str
+    value: float
+
+
+class Sink(Protocol):
+    """Somewhere rows go. Called from one thread."""
+
+    def log(self, row: MetricRow) -> None:
+        """Take one row."""
+
+    def close(self) -> None:
+        """Write what is pending; calling it twice is fine."""
+
+
+class SinkList:
+    """Hands every row to every sink, in order."""
+
+    def __init__(self, sinks: list[Sink]) -> None:
+        self._sinks = sinks
+
+    def log(self, row: MetricRow) -> None:
+        """Take one row."""
+        for sink in self._sinks:
+            sink.log(row)
+
+    def close(self) -> None:
+        """Close every sink, also when closing one of them fails; then raise that failure."""
+        with ExitStack() as stack:
+            for sink in reversed(self._sinks):
+                stack.callback(sink.close)
+
+
+class CsvSink:
+    """metrics.csv: a header, then one line per row. An existing file is continued."""
+
+    def __init__(self, path: Path) -> None:
+        header = ",".join(field.name for field in fields(MetricRow))
+        self._file = _LineFile(path)
+        first = self._file.first_line
+        if first is None:
+            self._file.append(header)
+        elif first != header:
+            self._file.close()
+            raise UserError(f"'{path}' starts with '{first[:40]}', expected '{header}'; move it away or rename the run")
+
+    def log(self, row: MetricRow) -> None:
+        """Append one line; UserError when the disk is full."""
+        line = io.StringIO()
+        csv.writer(line, lineterminator="").writerow(astuple(row))
+        self._file.append(line.getvalue())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class JsonlSink:
+    """metrics.jsonl: one JSON object per row. An existing file is continued. NaN and infinity are written as null."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = _LineFile(path)
+
+    def log(self, row: MetricRow) -> None:
+        """Append one line; UserError when the disk is full."""
+        entry = asdict(row)
+        if not math.isfinite(row.value):
+            entry["value"] = None  # JSON has no NaN; readers such as jq stop at one
+        self._file.append(json.dumps(entry))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoardSink:
+    """Scalars `split/metric` over steps, as event files in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(f"TensorBoard is not installed ({error}); pip install 'reprise[tensorboard]'") from error
+        with disk_errors("write", folder):
+            self._writer = SummaryWriter(str(folder))
+
+    def log(self, row: MetricRow) -> None:
+        """Add one scalar."""
+        self._writer.add_scalar(f"{row.split}/{row.metric}", row.value, row.step)
+
+    def close(self) -> None:
+        """Write the pending events and close the file."""
+        self._writer.close()
+
+
+class WandbSink:
+    """Scalars `split/metric` over `step` in Weights & Biases.
+
+    Offline unless WANDB_API_KEY or WANDB_MODE says otherwise; `folder` then keeps what `wandb sync` uploads.
+    A failure of the service is logged once and ends this sink, never the training.
+    """
+
+    def __init__(self, project: str, name: str, config: dict[str, Any], folder: Path) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(f"Weights & Biases is not installed ({error}); pip install 'reprise[wandb]'") from error
+        offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"))
+        self._run: Any = None
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                config=config,
+                dir=str(folder),
+                mode="offline" if offline else None,
+                settings=wandb.Settings(console="off"),  # log.txt has it; wrapping stdout breaks the progress bar
+            )
+            self._run.define_metric("*", step_metric="step")
+        except Exception as error:
+            self._give_up("start", error)
+
+    def log(self, row: MetricRow) -> None:
+        """Hand over one row; does nothing after a failure."""
+        if self._run is None:
+            return
+        try:
+            self._run.log(
+                {f"{row.split}/{row.metric}": row.value, "task": row.task, "epoch": row.epoch, "step": row.step}
+            )
+        except Exception as error:
+            self._give_up("log", error)
+
+    def close(self) -> None:
+        """Finish the run; does nothing after a failure."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            run.finish()
+        except Exception as error:
+            self._give_up("finish", error)
+
+    def _give_up(self, action: str, error: Exception) -> None:
+        # Everything the service can raise is caught: a run of many hours must not end because a website does.
+        self._run = None
+        logger.warning("Weights & Biases could not %s (%s); this run goes on without it", action, error)
+
+
+class _LineFile:
+    """A text file that always ends in a whole line: one cut off by a crash is removed, a failed one taken back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with disk_errors("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: a line is in the file when append returns, and a failed write leaves nothing pending.
+            self._stream = open(path, "a+b", buffering=0)  # noqa: SIM115, closed by close()
+            self._stream.seek(0)
+            content = self._stream.read()
+            self._size = content.rfind(b"\n") + 1
+            self._stream.truncate(self._size)
+        self.first_line = content[: self._size].splitlines()[0].decode(errors="replace") if self._size else None
+
+    def append(self, line: str) -> None:
+        data = line.encode() + b"\n"
+        with disk_errors("write", self._path):
+            try:
+                written = 0
+                while written < len(data):
+                    written += self._stream.write(data[written:])
+            except OSError:
+                self._stream.truncate(self._size)
+                raise
+        self._size += len(data)
+
+    def close(self) -> None:
+        self._stream.close()

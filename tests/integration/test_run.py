@@ -1,0 +1,177 @@
+"""Whole runs on the handwritten digits, in this process: what they write, that they repeat, resume and replay rightly."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reprise.buffer import RehearsalBuffer
+from reprise.main import main
+from reprise.report.summary_schema import KEYS
+from reprise.scenarios.task import ArrayDataset
+
+DIGITS = ["--dataset", "digits", "--backbone", "mlp", "--epochs", "2", "--batch-size", "32", "--warmup-epochs", "0"]
+FIVE_TASKS = ["--tasksets-config", "{'scenario': 'class', 'increment': 2}"]
+ER = ["--model", "Er", "--buffer-config", "{'rehearsal_ratio': 30, 'implementation': 'python', 'deterministic': True}"]
+
+
+def run(folder: Path, name: str, *arguments: str) -> Path:
+    """Train and return the run's folder."""
+    code = main([*DIGITS, "--results-dir", str(folder), "--save-dir", name, *arguments])
+    assert code == 0
+    return folder / name
+
+
+def matrix(folder: Path, name: str = "accuracy_matrix.csv") -> np.ndarray:
+    with open(folder / name, newline="") as stream:
+        rows = list(csv.reader(stream))
+    return np.array([[float(value) for value in row[1:]] for row in rows[1:]])
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_run_leaves_every_file_of_the_run_folder(tmp_path):
+    folder = run(tmp_path, "er", *FIVE_TASKS, *ER)
+    expected = {
+        "config.yaml",
+        "command.txt",
+        "environment.json",
+        "log.txt",
+        "metrics.csv",
+        "metrics.jsonl",
+        "accuracy_matrix.csv",
+        "accuracy_matrix_task_il.csv",
+        "accuracy_matrix.png",
+        "curves.png",
+        "timeline.png",
+        "summary.json",
+        "checkpoints",
+    }
+    assert expected <= {path.name for path in folder.iterdir()}
+    result = summary(folder)
+    assert set(result) == KEYS
+    assert result["launcher"] == "python" and result["world_size"] == 1 and result["tasks"] == 5
+    assert result["strategy"] == "Er" and result["buffer_implementation"] == "python"
+    assert result["samples_stored"] == 404, "30 % of the 1347 training digits"
+    assert matrix(folder).shape == (5, 5)
+    # Knowing the task can only help.
+    assert (matrix(folder, "accuracy_matrix_task_il.csv") >= matrix(folder)).all()
+    assert result["average_accuracy"] == pytest.approx(matrix(folder)[-1].mean())
+
+
+def test_every_test_sample_is_counted_in_every_evaluation(tmp_path):
+    """anchors.md A.3-2: drop_last and sampler padding lost tail samples and counted others twice."""
+    folder = run(tmp_path, "counted", *FIVE_TASKS, "--eval-batch-size", "7")
+    with open(folder / "metrics.csv", newline="") as stream:
+        counts = [float(row["value"]) for row in csv.DictReader(stream) if row["metric"] == "samples"]
+    assert len(counts) == 25
+    assert sum(counts) == 5 * 450, "the 450 test digits, after each of five tasks"
+
+
+def test_rehearsal_remembers_what_vanilla_forgets(tmp_path):
+    """rehearsal.md 6.1-1: the reference's Vanilla baseline fails at its first evaluation."""
+    longer = ["--epochs", "5", *FIVE_TASKS]
+    vanilla = summary(run(tmp_path, "vanilla", *longer))
+    er = summary(run(tmp_path, "er", *longer, *ER, "--buffer-config", "num_representatives=32", "num_candidates=32"))
+    assert vanilla["average_accuracy"] < 0.4 < 0.75 < er["average_accuracy"]
+    assert vanilla["forgetting"] > er["forgetting"] + 0.3
+    assert vanilla["buffer_implementation"] == "none" and vanilla["wait_share"] == 0
+
+
+def test_the_same_seed_gives_the_same_matrix_and_another_seed_another(tmp_path):
+    """rehearsal.md 6.1-12: parts of the reference are never seeded."""
+    first = matrix(run(tmp_path, "a", *FIVE_TASKS, *ER))
+    again = matrix(run(tmp_path, "b", *FIVE_TASKS, *ER))
+    other = matrix(run(tmp_path, "c", *FIVE_TASKS, *ER, "--seed", "7"))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
+    """rehearsal.md 6.1-13 and anchors.md A.3-4: no optimiser, RNG or buffer in checkpoints, epochs misapplied."""
+    straight = run(tmp_path, "straight", *FIVE_TASKS, *ER)
+    checkpoint = straight / "checkpoints" / "task_01"
+    resumed = run(tmp_path, "resumed", *FIVE_TASKS, *ER, "--load-checkpoint", str(checkpoint))
+    assert np.array_equal(matrix(straight), matrix(resumed))
+    assert np.array_equal(
+        matrix(straight, "accuracy_matrix_task_il.csv"), matrix(resumed, "accuracy_matrix_task_il.csv")
+    )
+    weights = [torch.load(f / "checkpoints" / "task_04" / "model.pt", weights_only=True) for f in (straight, resumed)]
+    for name, value in weights[0]["network"].items():
+        assert torch.equal(value, weights[1]["network"][name]), name
+    assert summary(resumed)["forward_transfer"] == summary(straight)["forward_transfer"]
+
+
+def test_every_replayed_sample_carries_the_label_it_was_learnt_with(tmp_path, monkeypatch):
+    """Labels are written into the pixels; the real loop trains, and every row it trains on is checked."""
+    fetch = ArrayDataset.__getitems__
+
+    def labelled(self, indices):
+        x, y = fetch(self, indices)
+        return (y.view(-1, 1, 1, 1) + 100).to(torch.uint8).expand_as(x).contiguous(), y
+
+    monkeypatch.setattr(ArrayDataset, "__getitems__", labelled)
+    augment, replayed = RehearsalBuffer.augment, []
+
+    def checked(self, **batch):
+        out = augment(self, **batch)
+        assert torch.equal(out["x"].flatten(1).long(), (out["y"] + 100).view(-1, 1).expand(-1, 64))
+        assert torch.equal(out["task"], out["y"] // 2)
+        replayed.append(len(out) - out.sizes[0])
+        return out
+
+    monkeypatch.setattr(RehearsalBuffer, "augment", checked)
+    run(tmp_path, "labels", *FIVE_TASKS, *ER)
+    assert sum(replayed) > 400 and replayed[0] == 0
+
+
+def test_without_tasksets_the_whole_data_set_is_one_task(tmp_path):
+    """rehearsal.md 2.4: the reference silently turns ordinary training into one task per class."""
+    result = summary(run(tmp_path, "plain"))
+    assert result["tasks"] == 1
+    assert result["forgetting"] == result["backward_transfer"] == result["forward_transfer"] == 0.0
+
+
+def test_from_scratch_baseline_learns_everything_and_starts_every_task_anew(tmp_path):
+    scratch = ["--tasksets-config", "{'increment': 2, 'concatenate_tasksets': True}"]
+    folder = run(tmp_path, "scratch", *scratch, "--model-config", "{'reset_state_dict': True}", "--epochs", "4")
+    assert summary(folder)["average_accuracy"] > 0.8
+
+
+def test_training_only_evaluates_nothing_and_still_ends_well(tmp_path):
+    folder = run(tmp_path, "only", *FIVE_TASKS, "--training-only")
+    assert summary(folder)["average_accuracy"] is None
+    assert not (folder / "accuracy_matrix.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--use-amp"],
+        ["--batches-per-allreduce", "2"],
+        ["--buffer-config", "store=augmented", "dtype=float16"],
+        ["--buffer-config", "{'policy': 'reservoir', 'scope': 'local'}"],
+        ["--buffer-config", "augmentations_offset=4"],
+        ["--buffer-config", "capacity=50", "--tasksets-config", "{'scenario': 'instance', 'num_tasks': 3}"],
+        ["--optimizer-regime", "[{'epoch': 0, 'optimizer': 'Adam', 'lr': 1e-3}]"],
+        ["--tensorboard"],
+        ["--dataloader-workers", "1"],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_options_of_a_run_work_together(tmp_path, options):
+    arguments = [*FIVE_TASKS, "--model", "Er", "--epochs", "1", *options]
+    result = summary(run(tmp_path, "run", *arguments))
+    assert 0.05 < result["average_accuracy"] <= 1
+
+
+def test_a_second_run_into_the_same_folder_keeps_the_first_ones_checkpoints_apart(tmp_path):
+    run(tmp_path, "twice", *FIVE_TASKS, "--epochs", "1")
+    run(tmp_path, "twice", "--tasksets-config", "{'increment': 5}", "--epochs", "1")
+    folder = tmp_path / "twice"
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+    assert len(list((folder / "checkpoints.old-1").iterdir())) == 5

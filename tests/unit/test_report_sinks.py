@@ -1,0 +1,226 @@
+"""Sinks: every row arrives once, whole lines only, and no service can stop a run."""
+
+import csv
+import json
+import logging
+import resource
+import sys
+import types
+from dataclasses import asdict
+
+import pytest
+
+from reprise.report.sinks import CsvSink, JsonlSink, MetricRow, SinkList, TensorBoardSink, WandbSink
+from reprise.runtime.errors import UserError
+
+ROW = MetricRow(task=1, epoch=0, step=30, split="test", metric="accuracy_task_0", value=0.1 + 0.2)
+HEADER = "task,epoch,step,split,metric,value\n"
+
+
+@pytest.fixture
+def small_files():
+    """Let files grow to 200 bytes: a write beyond fails like one on a full disk, after having written a part."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_csv_has_a_header_and_one_line_per_row_at_full_precision(tmp_path):
+    sink = CsvSink(tmp_path / "metrics.csv")
+    sink.log(ROW)
+    with open(tmp_path / "metrics.csv", newline="") as stream:  # not closed yet: rows are on their way at once
+        rows = list(csv.DictReader(stream))
+    sink.close()
+    assert rows == [
+        {"task": "1", "epoch": "0", "step": "30", "split": "test", "metric": "accuracy_task_0", "value": str(0.1 + 0.2)}
+    ]
+    assert float(rows[0]["value"]) == ROW.value
+
+
+def test_csv_of_a_resumed_run_is_continued_under_one_header(tmp_path):
+    for _ in range(2):
+        sink = CsvSink(tmp_path / "metrics.csv")
+        sink.log(ROW)
+        sink.close()
+    text = (tmp_path / "metrics.csv").read_text()
+    assert text.startswith(HEADER)
+    assert text.count("task,epoch") == 1
+    assert len(text.splitlines()) == 3
+
+
+def test_rows_are_appended_and_earlier_ones_not_rewritten(tmp_path):
+    """rehearsal.md 6.1-16: the reference rewrites its whole log at every epoch."""
+    path = tmp_path / "metrics.csv"
+    sink = CsvSink(path)
+    inode, sizes = path.stat().st_ino, []
+    for _ in range(3):
+        sink.log(ROW)
+        sizes.append(path.stat().st_size)
+    sink.close()
+    assert path.stat().st_ino == inode
+    assert sizes[2] - sizes[1] == sizes[1] - sizes[0]
+
+
+@pytest.mark.parametrize("sink_type", [CsvSink, JsonlSink])
+def test_a_line_cut_off_by_a_crash_is_removed_on_resume(tmp_path, sink_type):
+    path = tmp_path / "metrics"
+    sink = sink_type(path)
+    sink.log(ROW)
+    sink.close()
+    whole = path.read_text()
+    path.write_text(whole + whole.splitlines()[-1][:9])
+    sink = sink_type(path)
+    sink.close()
+    assert path.read_text() == whole
+
+
+@pytest.mark.parametrize("sink_type", [CsvSink, JsonlSink])
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_is_one_line_and_leaves_whole_lines(tmp_path, sink_type):
+    path = tmp_path / "metrics"
+    sink = sink_type(path)
+    sinks = SinkList([sink] * 20)
+    with pytest.raises(UserError, match=f"cannot write '{path}'") as caught:
+        sinks.log(ROW)
+    sink.close()
+    assert "\n" not in str(caught.value)
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) >= 1
+    assert all(line.endswith("\n") for line in lines)
+    assert len(set(lines[1:])) <= 1
+
+
+def test_a_csv_with_other_columns_is_refused_and_kept(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,loss\n1,2\n")
+    with pytest.raises(UserError, match=r"starts with 'epoch,loss', expected 'task,epoch"):
+        CsvSink(path)
+    assert path.read_text() == "epoch,loss\n1,2\n"
+
+
+def test_jsonl_has_one_object_per_row_and_no_nan(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.log(ROW)
+    sink.log(MetricRow(0, 1, 2, "train", "loss", float("nan")))
+    sink.close()
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert first == asdict(ROW)
+    assert list(first) == ["task", "epoch", "step", "split", "metric", "value"]
+    assert second["value"] is None
+
+
+def test_the_list_gives_every_row_to_every_sink_and_closes_all_even_if_one_fails():
+    class Recorder:
+        def __init__(self, fails):
+            self.rows, self.closed, self.fails = [], False, fails
+
+        def log(self, row):
+            self.rows.append(row)
+
+        def close(self):
+            self.closed = True
+            if self.fails:
+                raise UserError("disk full")
+
+    sinks = [Recorder(fails=True), Recorder(fails=False)]
+    both = SinkList(sinks)
+    both.log(ROW)
+    with pytest.raises(UserError, match="disk full"):
+        both.close()
+    assert [sink.rows for sink in sinks] == [[ROW], [ROW]]
+    assert [sink.closed for sink in sinks] == [True, True]
+
+
+def test_tensorboard_holds_the_scalars(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sink = TensorBoardSink(tmp_path)
+    sink.log(ROW)
+    sink.close()
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("test/accuracy_task_0")
+    assert [(event.step, event.value) for event in events] == [(30, pytest.approx(0.3))]
+
+
+@pytest.mark.parametrize(
+    ("module", "make", "extra"),
+    [
+        ("torch.utils.tensorboard", lambda folder: TensorBoardSink(folder), "reprise[tensorboard]"),
+        ("wandb", lambda folder: WandbSink("project", "run", {}, folder), "reprise[wandb]"),
+    ],
+)
+def test_a_missing_package_is_one_line_with_the_extra_to_install(tmp_path, monkeypatch, module, make, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match="is not installed") as caught:
+        make(tmp_path)
+    assert extra in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class FakeWandb(types.ModuleType):
+    """A stand-in for the service that fails where it is told to."""
+
+    def __init__(self, fails_at=None):
+        super().__init__("wandb")
+        self.fails_at, self.calls, self.rows, self.options = fails_at, [], [], {}
+        self.Settings = dict
+
+    def _call(self, name):
+        self.calls.append(name)
+        if name == self.fails_at:
+            raise ConnectionError("503 from the service")
+
+    def init(self, **options):
+        self.options = options
+        self._call("init")
+        return self
+
+    def define_metric(self, *_, **__):
+        self._call("define_metric")
+
+    def log(self, row):
+        self._call("log")
+        self.rows.append(row)
+
+    def finish(self):
+        self._call("finish")
+
+
+def test_wandb_gets_the_metrics_of_a_run(tmp_path, monkeypatch):
+    """rehearsal.md 6.1-8: in the reference a lost import inside try/except dropped every metric silently."""
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    sink = WandbSink("project", "run", {"lr": 0.1}, tmp_path)
+    sink.log(ROW)
+    sink.close()
+    assert fake.rows == [{"test/accuracy_task_0": ROW.value, "task": 1, "epoch": 0, "step": 30}]
+    assert fake.options["config"] == {"lr": 0.1}
+    assert fake.calls == ["init", "define_metric", "log", "finish"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"), [({}, "offline"), ({"WANDB_API_KEY": "k"}, None), ({"WANDB_MODE": "online"}, None)]
+)
+def test_wandb_is_offline_unless_the_environment_says_otherwise(tmp_path, monkeypatch, variables, mode):
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    WandbSink("project", "run", {}, tmp_path).close()
+    assert fake.options["mode"] == mode
+
+
+@pytest.mark.parametrize("fails_at", ["init", "define_metric", "log", "finish"])
+def test_a_failing_wandb_is_named_once_and_stops_nothing(tmp_path, monkeypatch, caplog, fails_at):
+    """rehearsal.md 1.4 and anchors.md A.3-7: a failing W&B must neither be silent nor move the other results."""
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(fails_at))
+    with caplog.at_level(logging.WARNING, "reprise"):
+        sinks = SinkList([WandbSink("project", "run", {}, tmp_path), CsvSink(tmp_path / "metrics.csv")])
+        for _ in range(3):
+            sinks.log(ROW)
+        sinks.close()
+    assert [record.getMessage() for record in caplog.records].count(caplog.records[0].getMessage()) == 1
+    assert len(caplog.records) == 1
+    assert "503 from the service" in caplog.text
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4

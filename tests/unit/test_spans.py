@@ -1,0 +1,90 @@
+"""Timing spans: exact sums, percentiles within their stated error, bounded memory, any thread, resumable."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from reprise.runtime import spans as spans_module
+from reprise.runtime.spans import Spans
+
+
+@pytest.mark.parametrize("scale_ns", [1e3, 1e6, 1e9])
+def test_percentiles_are_within_five_per_cent_of_the_exact_ones(scale_ns):
+    durations = (np.random.default_rng(1).lognormal(0, 1.2, 5000) * scale_ns).astype(np.int64)
+    spans = Spans()
+    for ns in durations:
+        spans.add("step", int(ns))
+    stats = spans.stats()["step"]
+    ordered = np.sort(durations)
+    assert stats["p50_ms"] == pytest.approx(ordered[2499] / 1e6, rel=0.021)
+    assert stats["p95_ms"] == pytest.approx(ordered[4749] / 1e6, rel=0.021)
+
+
+def test_count_sum_and_mean_are_exact():
+    spans = Spans()
+    for ns in (1_000_000, 2_000_000, 6_000_000):
+        spans.add("wait", ns)
+    stats = spans.stats()["wait"]
+    assert (stats["count"], stats["total_ms"], stats["mean_ms"]) == (3, 9.0, 3.0)
+
+
+def test_memory_does_not_grow_with_the_number_of_spans():
+    spans = Spans()
+    random = np.random.default_rng(2)
+    for ns in random.integers(1, 2**62, 3000, dtype=np.int64):
+        spans.add("step", int(ns) >> int(random.integers(0, 62)))
+    before = len(spans.state_dict()["step"]["buckets"])
+    for _ in range(20_000):
+        spans.add("step", 123_456)
+    assert len(spans.state_dict()["step"]["buckets"]) <= before + 1 <= 1200
+
+
+def test_a_span_measures_its_block_also_nested_and_when_it_raises(monkeypatch):
+    ticks = iter([0, 10, 40, 100, 200, 250])
+    monkeypatch.setattr(spans_module, "perf_counter_ns", lambda: next(ticks))
+    spans = Spans()
+    with spans.span("step"), spans.span("wait"):
+        pass
+    with pytest.raises(KeyError), spans.span("step"):
+        raise KeyError("from the block")
+    stats = spans.stats()
+    assert stats["wait"]["total_ms"] == pytest.approx(30e-6)
+    assert (stats["step"]["count"], stats["step"]["total_ms"]) == (2, pytest.approx(150e-6))
+
+
+def test_adds_from_several_threads_are_all_counted():
+    spans = Spans()
+
+    def add_many():
+        for ns in range(1, 5001):
+            spans.add("shared", ns)
+
+    threads = [threading.Thread(target=add_many) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stats = spans.stats()["shared"]
+    assert (stats["count"], stats["total_ms"]) == (20_000, pytest.approx(4 * 5000 * 5001 / 2 / 1e6))
+
+
+def test_durations_of_zero_are_counted():
+    spans = Spans()
+    spans.add("nothing", 0)
+    assert spans.stats()["nothing"]["count"] == 1
+
+
+def test_resumed_spans_equal_uninterrupted_ones():
+    straight, first, second = Spans(), Spans(), Spans()
+    for ns in (10, 2_000, 300_000):
+        straight.add("step", ns)
+        first.add("step", ns)
+    second.add("forgotten on load", 5)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for spans in (straight, second):
+        spans.add("step", 7_000_000)
+        spans.add("wait", 1)
+    assert second.stats() == straight.stats()
+    assert "wait" not in first.stats()

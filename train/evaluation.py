@@ -1,0 +1,64 @@
+"""Accuracy on the test sets of all tasks: every sample counted exactly once, whatever the number of ranks.
+
+One pass gives both protocols: class-incremental (any class may be the answer) and task-incremental (only the classes of
+the sample's task). Counts are summed over ranks in one collective at the end, so no rank waits per batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from reprise.cl_models.base import ContinualModel, mask_logits
+from reprise.runtime.dist import Communicator
+from reprise.scenarios.loader import eval_loader
+from reprise.scenarios.sampler import EvalSampler
+from reprise.scenarios.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per task j: accuracies (fractions) under both protocols, mean cross-entropy, and samples counted on all ranks."""
+
+    class_il: npt.NDArray[np.float64]
+    task_il: npt.NDArray[np.float64]
+    loss: npt.NDArray[np.float64]
+    samples: npt.NDArray[np.int64]
+
+
+def average_statistics(network: torch.nn.Module, comm: Communicator) -> None:
+    """Make running statistics (batch norm) the mean over ranks: each rank has seen only its part of the data."""
+    statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    if not statistics or comm.size == 1:
+        return
+    mean = comm.allreduce(torch.cat([buffer.flatten().float() for buffer in statistics]), name="batch_statistics")
+    for buffer, value in zip(statistics, mean.split([buffer.numel() for buffer in statistics]), strict=True):
+        buffer.copy_(value.view_as(buffer))
+
+
+def evaluate(
+    strategy: ContinualModel,
+    scenario: Scenario,
+    comm: Communicator,
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> Scores:
+    """Score `strategy` on every task. Collective. batch_size: per rank."""
+    average_statistics(strategy.network, comm)
+    # Rows: correct (class-incremental), correct (task-incremental), summed loss, samples.
+    totals = torch.zeros((4, len(scenario.tasks)), dtype=torch.float64, device=device)
+    for task in scenario.tasks:
+        sampler = EvalSampler(len(task.test), batch_size, rank=comm.rank, world_size=comm.size)
+        for x, y in eval_loader(task.test, sampler):
+            y = y.to(device, non_blocking=True)
+            logits = strategy.predict(x.to(device, non_blocking=True)).float()
+            known_task = mask_logits(logits, task.classes)
+            totals[0, task.index] += (logits.argmax(dim=1) == y).sum()
+            totals[1, task.index] += (known_task.argmax(dim=1) == y).sum()
+            totals[2, task.index] += torch.nn.functional.cross_entropy(logits, y, reduction="sum")
+            totals[3, task.index] += len(y)
+    counts = comm.allreduce(totals.cpu(), op="sum", name="evaluation").numpy()
+    class_il, task_il, loss = counts[:3] / counts[3]
+    return Scores(class_il, task_il, loss, counts[3].astype(np.int64))

@@ -1,0 +1,368 @@
+"""What can be set: every option of `python main.py`, its type, unit, range and default. The one source of --help,
+--print-config, config.yaml's checks and the error messages; how options are read is in runtime/config*.py.
+
+main.py calls `parse` and hands the parts of `Options` on. No torch here: --help and mistakes must answer at once.
+"""
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path, PurePath
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from reprise.runtime import config
+from reprise.runtime.config import Choices, ConflictError, Section, Source
+from reprise.runtime.config_flags import FlagParser, add_flags, flag_values
+from reprise.runtime.config_text import read_section
+
+Count = Annotated[int, Ge(1)]
+FromZero = Annotated[int, Ge(0)]
+AboveZero = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Name = Annotated[str, MinLen(1)]
+
+DEFAULT_RATIO = 30.0  # per cent; the reference's default
+DEFAULT_WARMUP_EPOCHS = 5
+DEFAULT_YAML = Path(__file__).resolve().parents[1] / "config.yaml"  # beside main.py
+
+
+class BufferConfig(Section):
+    """The rehearsal buffer (design section 5)."""
+
+    example: ClassVar[str] = "{'rehearsal_ratio': 20}"
+    ignored: ClassVar[tuple[str, ...]] = (
+        "provider",
+        "cuda_rdma",
+        "discover_endpoints",
+        "num_samples_per_representative",
+        "num_samples_per_activation",
+        "activation_shape",
+    )
+    rehearsal_ratio: Annotated[float, Gt(0), Le(100)] | None = Field(
+        default=None,
+        description="size over all ranks, per cent of the training set; 30 when there is no capacity either",
+    )
+    capacity: Count | None = Field(
+        default=None, description="size in samples over all ranks, instead of rehearsal_ratio"
+    )
+    implementation: Literal["standard", "flyweight", "python"] = Field(
+        default="standard",
+        description="who builds the batch: the engine all of it, the engine the representatives only, plain Python",
+    )
+    num_representatives: FromZero = Field(default=8, description="representatives r drawn per rank and step, samples")
+    num_representatives_distillation: FromZero = Field(
+        default=8, description="representatives of the second, independent draw (DER++), samples per rank and step"
+    )
+    num_candidates: Count = Field(
+        default=8, description="candidates c of each batch offered to the policy, samples per rank"
+    )
+    augmentations_offset: FromZero = Field(default=0, description="first task with replay, counted from 0")
+    soft_augmentations_offset: FromZero = Field(default=0, description="first task with distillation, counted from 0")
+    policy: Literal["class_balanced", "reservoir", "fifo"] = Field(
+        default="class_balanced", description="which samples a rank's share keeps"
+    )
+    scope: Literal["global", "local"] = Field(
+        default="global", description="draw from the samples of all ranks, or of this rank"
+    )
+    storage: Literal["memory"] = Field(default="memory", description="where the samples are held, on each rank")
+    store: Literal["raw", "augmented"] = Field(
+        default="raw", description="keep samples as before augmentation, or as trained on"
+    )
+    dtype: Literal["uint8", "float16", "bfloat16", "float32"] | None = Field(
+        default=None, description="type of the stored samples; none: the data set's own"
+    )
+    deterministic: bool = Field(
+        default=False, description="contents and draws depend on the seed alone, never on timing"
+    )
+    threads: Count = Field(default=1, description="copying threads of the engine, per rank")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "BufferConfig":
+        if self.capacity is not None and self.rehearsal_ratio is not None:
+            both = f"rehearsal_ratio {self.rehearsal_ratio:g} and capacity {self.capacity}"
+            raise ConflictError(f"{both} are both given; keep one of them", "rehearsal_ratio", "capacity")
+        if self.capacity is None and self.rehearsal_ratio is None:
+            # Past `frozen`, and so that the ratio does not count as given.
+            object.__setattr__(self, "rehearsal_ratio", DEFAULT_RATIO)
+        return self
+
+
+class TasksetsConfig(Section):
+    """How the data set becomes a sequence of tasks. With no key given at all, the whole data set is one task."""
+
+    example: ClassVar[str] = "{'scenario': 'class', 'initial_increment': 4, 'increment': 3}"
+    scenario: Literal["class", "instance"] = Field(
+        default="class", description="tasks of new classes, or of new samples of all classes"
+    )
+    initial_increment: FromZero = Field(default=0, description="class: classes in the first task; 0: as increment")
+    increment: Count = Field(default=1, description="class: classes in each task")
+    num_tasks: Count = Field(default=1, description="instance: number of tasks")
+    concatenate_tasksets: bool = Field(
+        default=False, description="train task i on the data of tasks 0 to i (from-scratch baseline)"
+    )
+    epochs: FromZero | Annotated[list[FromZero], MinLen(1)] | None = Field(
+        default=None,
+        description="epochs of each task instead of --epochs; a list's last value counts for the tasks after it",
+    )
+    class_order_seed: FromZero | None = Field(
+        default=None, description="seed that shuffles the classes; none: natural order"
+    )
+
+    @model_validator(mode="after")
+    def _keys_fit_the_scenario(self) -> "TasksetsConfig":
+        other = {"class": ("num_tasks",), "instance": ("initial_increment", "increment")}[self.scenario]
+        for key in other:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                remedy = "num_tasks" if self.scenario == "instance" else "increment (classes in each task)"
+                message = (
+                    f"{key} {getattr(self, key)} has no meaning for scenario '{self.scenario}'; set {remedy} instead"
+                )
+                raise ConflictError(message, key, "scenario")
+        return self
+
+
+class ModelConfig(Section):
+    """Hyper-parameters of the strategy."""
+
+    example: ClassVar[str] = "{'alpha': 0.2, 'beta': 0.8}"
+    reset_state_dict: bool = Field(
+        default=False, description="start every task from the initial weights (from-scratch baseline)"
+    )
+    alpha: NotNegative = Field(
+        default=0.2,
+        description="Der, Derpp: weight of the logits' loss",
+        json_schema_extra={"origin": "published with DER++"},
+    )
+    beta: NotNegative = Field(
+        default=0.8,
+        description="Derpp: weight of the replayed labels' loss",
+        json_schema_extra={"origin": "published with DER++"},
+    )
+
+
+class BackboneConfig(Section):
+    """Settings of the backbone. Further keys are free here: the backbone itself checks them."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
+    example: ClassVar[str] = "{'lr': 0.01, 'lr_min': 1e-6}"
+    lr: AboveZero | None = Field(
+        default=None, description="learning rate before scaling; none: --lr, then the backbone's own"
+    )
+    lr_min: NotNegative | None = Field(
+        default=None, description="lowest learning rate of a decaying schedule; none: the backbone's own"
+    )
+
+
+class RunOptions(Section):
+    """Run."""
+
+    seed: Annotated[int, Ge(0), Lt(2**32)] = Field(
+        default=42, description="seed of everything random, the same on all ranks"
+    )
+    load_checkpoint: str | None = Field(default=None, description="checkpoint to resume from, a file or a folder")
+    training_only: bool = Field(default=False, description="train without any evaluation")
+    no_cuda: bool = Field(default=False, description="train on the CPU even where there is a GPU")
+
+    @field_validator("load_checkpoint")
+    @classmethod
+    def _there_is_one(cls, value: str | None) -> str | None:
+        if value and not Path(value).exists():
+            raise ValueError("there is no such file or folder; name a checkpoint of an earlier run, or leave it out")
+        return value or None
+
+
+class DataOptions(Section):
+    """Data."""
+
+    dataset: Name = Field(default="mnist", description="data set")
+    dataset_dir: Name = Field(default="./datasets", description="folder of the data sets")
+    download: bool = Field(default=False, description="fetch a data set that is not in its folder yet")
+    tasksets_config: TasksetsConfig = Field(
+        default=TasksetsConfig(), description="the sequence of tasks; without it the whole data set is one task"
+    )
+    dataloader_workers: FromZero = Field(
+        default=0, description="loader processes per rank; 0: none besides the trainer"
+    )
+
+
+class ModelOptions(Section):
+    """Model."""
+
+    backbone: Name = Field(default="mnistnet", description="network (the reference's default is resnet50)")
+    backbone_config: BackboneConfig = Field(default=BackboneConfig(), description="settings of the backbone")
+    model: Name = Field(default="Vanilla", description="continual-learning strategy")
+    # pydantic keeps the name model_config for itself
+    strategy_config: ModelConfig = Field(
+        default=ModelConfig(), alias="model_config", description="settings of the strategy"
+    )
+
+
+class TrainingOptions(Section):
+    """Training."""
+
+    batch_size: Count = Field(default=64, description="new samples per rank and step")
+    eval_batch_size: Count | None = Field(
+        default=None, description="samples per rank and evaluation step; none: --batch-size"
+    )
+    epochs: FromZero = Field(default=25, description="epochs of each task")
+    warmup_epochs: FromZero | None = Field(
+        default=None,
+        description="epochs of learning-rate warm-up in each task; none: 5, but at most a fifth of the task's epochs",
+    )
+    lr: AboveZero | None = Field(
+        default=None, description="learning rate of one rank, before scaling; none: the backbone's own"
+    )
+    momentum: Annotated[float, Ge(0), Lt(1)] | None = Field(
+        default=None, description="momentum instead of the regime's"
+    )
+    weight_decay: NotNegative | None = Field(default=None, description="weight decay instead of the regime's")
+    optimizer_regime: Annotated[list[dict[str, JsonValue]], MinLen(1)] | None = Field(
+        default=None, description="phases of the optimiser instead of the backbone's"
+    )
+    use_amp: bool = Field(default=False, description="train in mixed precision")
+
+
+class DistributionOptions(Section):
+    """Distribution."""
+
+    batches_per_allreduce: Count = Field(default=1, description="local batches per rank before gradients are averaged")
+    fp16_allreduce: bool = Field(default=False, description="compress gradients to 16 bits on their way")
+    use_adasum: bool = Field(default=False, description="combine gradients by Adasum instead of the mean")
+    gradient_predivide_factor: AboveZero = Field(
+        default=1.0, description="divide gradients by this before, not after, summing"
+    )
+    timeout: AboveZero = Field(default=300.0, description="seconds that a collective may take before the run ends")
+
+
+class BufferOptions(Section):
+    """Buffer."""
+
+    buffer_config: BufferConfig = Field(default=BufferConfig(), description="settings of the rehearsal buffer")
+
+
+class OutputOptions(Section):
+    """Output."""
+
+    results_dir: Name = Field(default="./results", description="folder of the runs' folders")
+    save_dir: str | None = Field(
+        default=None, description="name of the run's folder; none: dataset-model-scenario-seed"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe message shown"
+    )
+    log_interval: Count = Field(default=10, description="steps between two progress records")
+    wandb_project: str | None = Field(default=None, description="project on Weights & Biases; none: not used")
+    tensorboard: bool = Field(default=False, description="also write TensorBoard events")
+
+    @field_validator("save_dir")
+    @classmethod
+    def _stays_in_results_dir(cls, value: str | None) -> str | None:
+        parts = PurePath(value or "run").parts
+        if not parts or PurePath(*parts).is_absolute() or ".." in parts:
+            raise ValueError("is not inside --results-dir; give a plain name like 'run-1'")
+        return value or None
+
+    @field_validator("wandb_project")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None
+
+
+class Options(
+    RunOptions, DataOptions, ModelOptions, TrainingOptions, DistributionOptions, BufferOptions, OutputOptions
+):
+    """Every option of a run, checked one by one and against each other."""
+
+    ignored: ClassVar[tuple[str, ...]] = ("use_dali", "fp16_dali", "nsys_run")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Options":
+        fewest = min(self._epochs_per_task())
+        if self.warmup_epochs is not None and self.warmup_epochs > fewest:
+            epochs_key = "epochs" if self.tasksets_config.epochs is None else "tasksets_config.epochs"
+            message = f"warmup_epochs {self.warmup_epochs} is more than the {fewest} epochs of a task"
+            raise ConflictError(f"{message}; lower it, or leave it out", "warmup_epochs", epochs_key)
+        if self.use_adasum and self.gradient_predivide_factor != 1:
+            message = f"gradient_predivide_factor {self.gradient_predivide_factor:g} has no meaning with use_adasum"
+            raise ConflictError(f"{message}; leave one of them out", "use_adasum", "gradient_predivide_factor")
+        return self
+
+    def epochs_of(self, task: int) -> int:
+        """Epochs of task `task` (from 0): --epochs, or the tasksets' own list padded with its last value."""
+        per_task = self._epochs_per_task()
+        return per_task[min(task, len(per_task) - 1)]
+
+    def warmup_epochs_of(self, task: int) -> int:
+        """Warm-up epochs of task `task` (from 0); by default 5, but at most a fifth of the task's epochs."""
+        if self.warmup_epochs is not None:
+            return self.warmup_epochs
+        return min(DEFAULT_WARMUP_EPOCHS, self.epochs_of(task) // 5)
+
+    @property
+    def run_name(self) -> str:
+        """The run's folder inside results_dir."""
+        scenario = self.tasksets_config.scenario if self.tasksets_config.given else "one-task"
+        return self.save_dir or f"{self.dataset}-{self.model}-{scenario}-{self.seed}"
+
+    def _epochs_per_task(self) -> list[int]:
+        epochs = self.epochs if self.tasksets_config.epochs is None else self.tasksets_config.epochs
+        return epochs if isinstance(epochs, list) else [epochs]
+
+
+class Invocation(Section):
+    """Where options come from."""
+
+    yaml_config: Name | None = Field(
+        default=None, description="YAML file with sections of options; none: config.yaml beside main.py"
+    )
+    config: str | None = Field(
+        default=None,
+        description="section of that file; its values override the flags, dictionaries are merged; none: no file",
+    )
+    print_config: bool = Field(
+        default=False, description="show every option, its value and where it came from, and stop"
+    )
+
+
+Resolved = config.Resolved[Options]
+
+
+def parse(argv: Sequence[str], choices: Choices | None = None) -> Resolved:
+    """Read flags and the chosen YAML section into checked options; UserError with one line at the first mistake.
+
+    `choices`: the names that exist, for "backbone", "model", "dataset"; what is left out takes any name.
+    --help and --version print and raise SystemExit(0).
+    """
+    choices = choices or {}
+    parser = FlagParser(
+        "python main.py",
+        "Train one model on a sequence of tasks with a rehearsal buffer, alone or on the ranks that a launcher starts.",
+        "Accepted for the reference's commands, without meaning here: "
+        + ", ".join(f"--{key.replace('_', '-')}" for key in Options.ignored)
+        + f"; in --buffer-config {', '.join(BufferConfig.ignored)}.",
+    )
+    parser.add_argument("--version", action="version", version=f"reprise {_version()}")
+    add_flags(parser, Invocation, choices)
+    add_flags(parser, Options, choices)
+    flags = parser.parse_flags(argv)
+    invocation = config.resolve(Invocation, [Source(config.COMMAND_LINE, flag_values(flags, Invocation))], {}).options
+    sources = [Source(config.COMMAND_LINE, flag_values(flags, Options))]
+    warnings = []
+    path = Path(invocation.yaml_config) if invocation.yaml_config else DEFAULT_YAML
+    if invocation.config:
+        shown = invocation.yaml_config or path.name
+        sources.append(Source(f"{shown} [{invocation.config}]", read_section(path, invocation.config)))
+    elif invocation.yaml_config:
+        warnings.append(f"--yaml-config {path} is not read: --config names no section of it")
+    resolved = config.resolve(Options, sources, choices)
+    return Resolved(resolved.options, resolved.origin, warnings + resolved.warnings, invocation.print_config)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("reprise")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,89 @@
+"""What a run leaves behind: matrices and pictures after every task, summary and final tables at the end. Rank 0 only.
+
+Joins what the loop measured with how report/ shows it; no formulas (report/matrix.py) and no layout (report/) here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reprise.buffer import RehearsalBuffer
+from reprise.report import matrix, plots
+from reprise.report.run_folder import RunFolder
+from reprise.report.summary import print_summary
+from reprise.runtime.dist import Communicator
+from reprise.runtime.spans import Spans
+from reprise.train.checkpoint import Progress
+
+
+@dataclass(frozen=True)
+class Results:
+    """Writes into `folder`. title: what the pictures are headed with."""
+
+    folder: RunFolder
+    title: str
+
+    def after_task(self, progress: Progress) -> None:
+        """Rewrite the matrices so far, as tables and pictures."""
+        self.folder.write_accuracy_matrix(progress.class_il)
+        self.folder.write_accuracy_matrix(progress.task_il, task_il=True)
+        plots.accuracy_matrix_png(progress.class_il, self.folder.matrix_png, self.title, progress.task_il)
+        plots.curves_png(progress.class_il, self.folder.curves_png, self.title, progress.task_il)
+
+    def finish(self, progress: Progress, summary: dict[str, Any], spans: Spans) -> None:
+        """Draw the timeline, write summary.json and print it."""
+        if spans.stats():
+            plots.timeline_png(spans.stats(), self.folder.timeline_png, self.title)
+        self.folder.write_summary(summary)
+        evaluated = bool(progress.class_il)
+        print_summary(
+            summary,
+            progress.class_il if evaluated else None,
+            progress.task_il if evaluated else None,
+            self.folder.path,
+            self.folder.pictures(),
+        )
+
+
+def summarise(
+    progress: Progress,
+    spans: Spans,
+    buffer: RehearsalBuffer | None,
+    samples_stored: int,
+    comm: Communicator,
+    *,
+    strategy: str,
+    seed: int,
+) -> dict[str, Any]:
+    """The content of summary.json. samples_stored: on all ranks. Times are this rank's, of the present session."""
+    rows = np.array(progress.class_il) if progress.class_il else None
+    known = np.array(progress.task_il) if progress.task_il else None
+    timings = spans.stats()
+    step, wait = timings.get("step"), timings.get("rehearsal")
+    return {
+        "average_accuracy": matrix.average_accuracy(rows) if rows is not None else None,
+        "average_incremental_accuracy": matrix.average_incremental_accuracy(rows) if rows is not None else None,
+        "forgetting": matrix.forgetting(rows) if rows is not None else None,
+        "backward_transfer": matrix.backward_transfer(rows) if rows is not None else None,
+        "forward_transfer": matrix.forward_transfer(rows, progress.untrained) if rows is not None else None,
+        "average_accuracy_task_il": matrix.average_accuracy(known) if known is not None else None,
+        "tasks": progress.tasks_done,
+        "seed": seed,
+        "world_size": comm.size,
+        "launcher": comm.launcher,
+        "strategy": strategy,
+        "buffer_implementation": buffer.implementation if buffer else "none",
+        "buffer_transport": buffer.transport if buffer else "none",
+        "images_per_second": progress.images / progress.train_seconds if progress.train_seconds else 0.0,
+        "train_seconds": progress.train_seconds,
+        "step_ms": _percentiles(step),
+        "wait_ms": _percentiles(wait),
+        "wait_share": wait["total_ms"] / step["total_ms"] if step and wait else 0.0,
+        "buffer_bytes_per_rank": buffer.bytes_per_rank if buffer else 0,
+        "samples_stored": samples_stored,
+    }
+
+
+def _percentiles(span: dict[str, float] | None) -> dict[str, float]:
+    return {"p50": span["p50_ms"], "p95": span["p95_ms"]} if span else {"p50": 0.0, "p95": 0.0}
