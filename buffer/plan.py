@@ -1,7 +1,7 @@
 """What is drawn: r different samples of all ranks, each equally likely. Knows fill counts, never payloads or policies.
 
-The stored samples of all ranks are numbered rank after rank, slot after slot; a draw is a choice of such numbers. All it
-needs is how many samples each rank holds, so its cost does not depend on the capacity.
+The stored samples of all ranks are numbered rank after rank, slot after slot; a draw is a choice of such numbers. All
+it needs is how many samples each rank holds, so its cost does not depend on the capacity.
 """
 
 from dataclasses import dataclass

@@ -60,14 +60,17 @@ class RehearsalBuffer:
         dist: Communicator | None = None,
     ) -> None:
         self._comm = dist if dist is not None else runtime_dist.current()
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise UserError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
         self.deterministic = deterministic
         self.spec = Spec(
             dict(fields), capacity, draws, candidates, policy, scope, seed, self._comm.rank, self._comm.size
         )
         self._spans = Spans()
         self._closed = False
-        self._batches: list[Columns] = []  # two sets of rows for augment(): one with the user, one being filled
+        self._batches: list[Columns] = [{}, {}]  # rows for augment(): one set with the user, one being filled
         self._next = 0
         self._check_memory()
         self.implementation = _choose(implementation, self._comm)
@@ -146,11 +149,13 @@ class RehearsalBuffer:
 
     def __len__(self) -> int:
         """Samples stored on this rank."""
+        self._open()
         return self._engine.shard.stored
 
     @property
     def seen(self) -> int:
         """Samples submitted on this rank."""
+        self._open()
         return self._engine.shard.submitted
 
     @property
@@ -166,6 +171,7 @@ class RehearsalBuffer:
     @property
     def global_size(self) -> int:
         """Samples stored on all ranks as of the last submit. With scope "local" this is a collective call."""
+        self._open()
         return self._engine.global_stored
 
     @property
@@ -229,20 +235,19 @@ class RehearsalBuffer:
         """
         buffer = cls(**arguments)
         try:
-            manifest = snapshot.read_manifest(Path(folder))
-            snapshot.check_schema(manifest["schema"], buffer.spec, str(folder))
-            if manifest["schema"]["world_size"] == buffer.spec.world_size:
-                buffer._engine.load_state_dict(snapshot.read_shard(Path(folder), manifest, buffer.spec.rank)["engine"])
+            # Reading is agreed on: a file that one rank finds damaged must not leave the others waiting.
+            state, step = buffer._comm.agree(lambda: snapshot.read(Path(folder), buffer.spec), name="rehearsal.restore")
+            if step is None:
+                buffer._engine.load_state_dict(state)
             else:
-                shard, step = snapshot.reshard(Path(folder), manifest, buffer.spec)
-                buffer._engine.continue_from(shard, step)
+                buffer._engine.continue_from(state, step)
         except BaseException:
             buffer.close()
             raise
         return buffer
 
     def close(self) -> None:
-        """Release the memory. Idempotent; afterwards every other call raises RuntimeError."""
+        """Release the memory. Idempotent; afterwards whatever needs the contents raises RuntimeError."""
         self._closed = True
         self._batches.clear()
         self._engine.shard.columns.clear()
@@ -263,9 +268,8 @@ class RehearsalBuffer:
 
     def _batch_set(self, batch_size: int) -> Columns:
         needed = batch_size + sum(self.spec.draws)
-        if not self._batches or len(self._batches[self._next]["y"]) < needed:
-            if not self._batches:
-                self._batches = [{}, {}]
+        batch = self._batches[self._next]
+        if not batch or len(batch["y"]) < needed:
             columns = {name: field.empty(needed, self.device) for name, field in self.spec.fields.items()}
             for name, dtype in (("y", torch.int64), ("task", torch.int64), ("rank", torch.int64)):
                 columns[name] = torch.empty(needed, dtype=dtype, device=self.device)

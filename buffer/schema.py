@@ -24,7 +24,10 @@ class Field:
     dtype: torch.dtype
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        try:
+            object.__setattr__(self, "shape", tuple(self.shape))
+        except TypeError:
+            raise UserError(f"a field's shape must be a tuple like (3, 32, 32), got {self.shape!r}") from None
         if not all(isinstance(size, int) and size > 0 for size in self.shape):
             raise UserError(f"a field's shape must hold positive integers, got {self.shape}")
         if not isinstance(self.dtype, torch.dtype):
@@ -100,6 +103,8 @@ class Spec:
                 raise UserError(f"field name '{name}' is reserved ({', '.join(RESERVED)}); choose another")
             if not isinstance(field, Field):
                 raise UserError(f"field '{name}' must be a Field(shape, dtype), got {type(field).__name__}")
+        if not isinstance(self.draws, tuple | list):
+            raise UserError(f"draws must be a tuple of numbers of samples like (16,), got {self.draws!r}")
         object.__setattr__(self, "draws", tuple(self.draws))
         if not all(_is_count(size) and size >= 0 for size in self.draws):
             raise UserError(f"draws must be a tuple of numbers of samples >= 0, got {self.draws}")
@@ -115,6 +120,8 @@ class Spec:
             raise UserError(f"unknown policy '{self.policy}'{hint or ';'} choose one of: {', '.join(POLICIES)}")
         if self.scope not in ("global", "local"):
             raise UserError(f"unknown scope '{self.scope}'; choose one of: global, local")
+        if not _is_count(self.seed):
+            raise UserError(f"seed must be an integer, got {self.seed!r}")
 
     @property
     def share(self) -> int:
@@ -162,6 +169,15 @@ class Spec:
         if task is not None and not _is_count(task):
             raise UserError(f"'task' must be an int, None or an integer tensor ({rows},), got {task!r}")
         return torch.full((rows,), -1 if task is None else task, dtype=torch.int64)
+
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def as_words(tensor: Tensor) -> Tensor:
+    """The same memory as integers of the same width: torch cannot index every dtype (uint16, uint32, uint64, float8)."""
+    word = _WORDS.get(tensor.dtype.itemsize)
+    return tensor if word is None else tensor.view(word)
 
 
 def _is_count(value: object) -> bool:

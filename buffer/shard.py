@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reprise.buffer.policies import POLICIES
 from reprise.buffer.policies.random_words import CANDIDATES, Int64s, RandomWords, choose
-from reprise.buffer.schema import Columns, Spec
+from reprise.buffer.schema import Columns, Spec, as_words
 
 _CPU = torch.device("cpu")
 
@@ -49,12 +49,15 @@ class Shard:
         source, target = torch.from_numpy(candidates[rows]), torch.from_numpy(slots)
         whole = len(rows) == batch_size  # every row is written: no need to pick rows out of the batch first
         for name, column in self.columns.items():
-            column.index_copy_(0, target, batch[name] if whole else batch[name].index_select(0, source))
+            values = as_words(batch[name])
+            as_words(column).index_copy_(0, target, values if whole else values.index_select(0, source))
 
     def gather(self, slots: Int64s) -> Columns:
         """Copies of the samples in `slots`, plus "inverse_inclusion" float64 (n,)."""
         index = torch.from_numpy(slots)
-        columns = {name: column.index_select(0, index) for name, column in self.columns.items()}
+        columns = {
+            name: as_words(column).index_select(0, index).view(column.dtype) for name, column in self.columns.items()
+        }
         columns["inverse_inclusion"] = torch.from_numpy(self.policy.inverse_inclusion(slots))
         return columns
 

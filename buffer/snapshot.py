@@ -1,9 +1,10 @@
-"""Saved buffers: one file per rank and a manifest that makes them valid all at once; reading them on any number of ranks.
+"""Saved buffers: one file per rank and a manifest that makes them valid all at once; read on any number of ranks.
 
 Files hold tensors, numbers and strings only (read with torch's weights_only). The manifest names every file with its
 SHA-256, so a damaged, missing or half-written file is found before anything is used.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import torch
 
 from reprise.buffer.policies import POLICIES
 from reprise.buffer.policies.base import split_counts
-from reprise.buffer.schema import Spec
+from reprise.buffer.schema import Spec, as_words
 from reprise.buffer.shard import policy_arrays
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
-from reprise.runtime.files import atomic_write, sha256
+from reprise.runtime.files import atomic_write, disk_errors, sha256
 
 MANIFEST = "buffer.json"
 FORMAT = 1
@@ -63,16 +64,30 @@ def save(folder: Path, state: dict[str, Any], comm: Communicator) -> None:
     if not failed and comm.rank == 0:
         try:
             with atomic_write(folder / MANIFEST) as stream:
-                json.dump({"schema": state["schema"], "generation": generation, "shards": entries}, stream, indent=1)
+                body = {"schema": state["schema"], "generation": generation, "shards": entries}
+                json.dump({**body, "sha256": _digest(body)}, stream, indent=1)
         except UserError as error:
             failed = [(0, str(error))]
     failed = comm.broadcast_object(failed, name="rehearsal.save")
     if failed:
-        path.unlink(missing_ok=True)
+        if "error" not in entry:
+            path.unlink(missing_ok=True)
         raise UserError(f"the rehearsal buffer was not saved: rank {failed[0][0]}: {failed[0][1]}")
     if comm.rank == 0:
         for old in set(folder.glob("shard-*.pt")) - {folder / e["file"] for e in entries}:
             old.unlink(missing_ok=True)
+
+
+def read(folder: Path, spec: Spec) -> tuple[dict[str, Any], int | None]:
+    """What this rank continues with: its own engine state and None; on another number of ranks a shard and its step.
+
+    Raises UserError for a missing, damaged or different snapshot.
+    """
+    manifest = read_manifest(folder)
+    check_schema(manifest["schema"], spec, str(folder))
+    if manifest["schema"]["world_size"] == spec.world_size:
+        return read_shard(folder, manifest, spec.rank)["engine"], None
+    return reshard(folder, manifest, spec)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -80,12 +95,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"no saved rehearsal buffer in '{folder}': {MANIFEST} is missing; check the folder")
+    with disk_errors("read", path):
+        data = path.read_bytes()
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if {"schema", "shards"} <= manifest.keys() and manifest["shards"]:
+        manifest = json.loads(data.decode("utf-8"))
+        if manifest.pop("sha256") == _digest(manifest):
             return dict(manifest)
-    except (ValueError, AttributeError):
-        pass  # reported below, together with a manifest that lacks its parts
+    except (ValueError, AttributeError, KeyError, TypeError):
+        pass  # not JSON, or JSON of another make: reported below, together with a manifest that was changed
     raise UserError(f"'{path}' is damaged; restore from an earlier checkpoint")
 
 
@@ -95,7 +112,9 @@ def read_shard(folder: Path, manifest: dict[str, Any], rank: int) -> dict[str, A
     path = folder / entry["file"]
     if not path.is_file():
         raise UserError(f"saved rehearsal buffer: '{path}' is missing; restore from an earlier checkpoint")
-    if sha256(path) != entry["sha256"]:
+    with disk_errors("read", path):
+        digest = sha256(path)
+    if digest != entry["sha256"]:
         raise UserError(f"saved rehearsal buffer: '{path}' is damaged (SHA-256 differs); restore an earlier checkpoint")
     return dict(torch.load(path, weights_only=True, mmap=True))
 
@@ -126,11 +145,12 @@ def reshard(folder: Path, manifest: dict[str, Any], spec: Spec) -> tuple[dict[st
         parts = []
         for rank, shard in enumerate(shards):
             here = mine[(mine >= edges[rank]) & (mine < edges[rank + 1])] - edges[rank]
-            parts.append(shard["columns"][name][torch.from_numpy(here)])
+            parts.append(as_words(shard["columns"][name])[torch.from_numpy(here)])
         rows = torch.cat(parts)
         # `parts` come source by source; put them back into the order of the deal.
         source = np.argsort(np.searchsorted(edges, mine, side="right"), kind="stable")
-        columns[name] = torch.empty_like(rows).index_copy_(0, torch.from_numpy(source), rows)
+        sorted_rows = torch.empty_like(rows).index_copy_(0, torch.from_numpy(source), rows)
+        columns[name] = sorted_rows.view(shards[0]["columns"][name].dtype)
 
     merged = POLICIES[spec.policy].merge([p.state_dict() for p in policies], labels[order], owners, spec.world_size)
     stored = np.bincount(owners, minlength=spec.world_size)
@@ -140,8 +160,12 @@ def reshard(folder: Path, manifest: dict[str, Any], spec: Spec) -> tuple[dict[st
 
 
 def _next_generation(folder: Path) -> int:
-    used = [int(path.name.split(".")[1]) for path in folder.glob("shard-*.*.pt")]
+    used = [int(number) for path in folder.glob("shard-*.*.pt") if (number := path.name.split(".")[1]).isdigit()]
     return max(used, default=0) + 1
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _field(entry: dict[str, Any] | None) -> str:

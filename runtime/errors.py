@@ -8,7 +8,7 @@ class UserError(ValueError):
     """A user's mistake. The message is one line that names the thing, the value and the remedy; exit code 2."""
 
 
-class PeerLost(RuntimeError):
+class PeerLost(RuntimeError):  # noqa: N818
     """A collective failed because another process is gone. The message names this rank, the collective and the peer."""
 
 

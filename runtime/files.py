@@ -19,12 +19,13 @@ def disk_errors(action: str, path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot {action} '{path}': {error.strerror or error}; free some space or choose another folder") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot {action} '{path}': {reason}; free some space or choose another folder") from error
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; on success it replaces `path` in one step, on failure `path` is untouched."""
+    """Open a temporary file beside `path`: success puts it in the place of `path` in one step, failure leaves `path`."""
     path = Path(path)
     with disk_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)

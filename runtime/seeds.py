@@ -28,14 +28,14 @@ def seed_everything(seed: int, rank: int) -> None:
     Libraries (dropout, continuum) draw from them. With one seed for all ranks they would all drop the same units.
     """
     random.seed(derive(seed, "python", rank))
-    np.random.seed(derive(seed, "numpy", rank) % 2**32)  # noqa: NPY002: third-party code draws from the global one
+    np.random.seed(derive(seed, "numpy", rank) % 2**32)
     torch.manual_seed(derive(seed, "torch", rank))
 
 
 def rng_state() -> dict[str, Any]:
     """State of the global generators of this process, as tensors, numbers and strings."""
     version, python_words, gauss = random.getstate()
-    name, numpy_words, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    name, numpy_words, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python_version": version,
         "python_words": torch.tensor(python_words, dtype=torch.int64),
@@ -56,7 +56,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     """Put back what `rng_state` returned."""
     random.setstate((state["python_version"], tuple(state["python_words"].tolist()), state["python_gauss"]))
     words = state["numpy_words"].numpy().astype(np.uint32)
-    np.random.set_state(  # noqa: NPY002
+    np.random.set_state(
         (state["numpy_name"], words, state["numpy_position"], state["numpy_has_gauss"], state["numpy_cached"])
     )
     torch.set_rng_state(state["torch"])

@@ -26,7 +26,7 @@ MANIFEST = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: tasks finished, steps taken, rows of the accuracy matrices, the untrained model's row, seconds."""
+    """How far a run is: tasks finished, steps, images, seconds, rows of the matrices, the untrained model's row."""
 
     tasks_done: int
     steps: int

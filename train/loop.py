@@ -139,7 +139,8 @@ class Loop:
         for name, value in values.items():
             self._sink.log(MetricRow(task, epoch, self.progress.steps, "train", name, value))
         if not np.isfinite(values["loss"]):
-            raise UserError(f"the loss became {values['loss']} in task {task}, epoch {epoch}; lower --lr or warm up longer")
+            loss = values["loss"]
+            raise UserError(f"the loss became {loss} in task {task}, epoch {epoch}; lower --lr or warm up longer")
 
     def _evaluate(self, task: Task | None) -> None:
         """Evaluate on all tasks after `task`, or the untrained model before the first."""

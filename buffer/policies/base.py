@@ -1,4 +1,4 @@
-"""What a policy is: it decides which slot of this rank's share each candidate goes to. Pure: no payload, no collectives.
+"""What a policy is: it decides which slot of this rank's share a candidate goes to. Pure: no payload, no collectives.
 
 A policy sees labels and slots only. The same class serves every implementation as the reference of its behaviour.
 """
@@ -18,6 +18,8 @@ class Policy(Protocol):
 
     share: int
     stored: int
+
+    def __init__(self, share: int) -> None: ...
 
     def insert(self, labels: Int64s, batch_size: int, step: int, words: RandomWords) -> tuple[Int64s, Int64s]:
         """Decide on the candidates of one batch, in order.
@@ -51,13 +53,13 @@ class Policy(Protocol):
 
 
 def split_counts(total: int, parts: Int64s) -> Int64s:
-    """Split an integer in proportion to `parts`, exactly: the result sums to `total`, each entry >= parts if total is."""
+    """Split an integer in proportion to `parts`: the result sums to `total`; entries >= parts if total >= their sum."""
     if parts.sum() == 0:
         parts = np.ones_like(parts)
     # Python integers: total * cumulative may pass 2**63.
     cumulative = [int(part) for part in np.cumsum(parts)]
     edges = [0, *(total * value // cumulative[-1] for value in cumulative)]
-    return np.diff(np.array(edges, dtype=np.int64))
+    return np.diff(np.array(edges, dtype=np.int64)).astype(np.int64)
 
 
 def last_writes(rows: Int64s, slots: Int64s) -> tuple[Int64s, Int64s]:

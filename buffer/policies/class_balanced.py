@@ -18,7 +18,7 @@ class ClassBalanced:
     """See Policy. The set of classes is open: a label never seen before opens a class.
 
     Classes are numbered in order of first appearance. A class's members are its slots in ascending order; `_members`
-    holds the members of all classes, class after class, and is rebuilt only when sizes change.
+    holds the members of all classes, class after class, and is rebuilt when it is needed after sizes have changed.
     """
 
     def __init__(self, share: int) -> None:
@@ -30,6 +30,7 @@ class ClassBalanced:
         self._class_of_slot = np.zeros(share, dtype=np.int64)
         self._members = np.empty(0, dtype=np.int64)
         self._starts = np.empty(0, dtype=np.int64)
+        self._indexed = False
 
     def insert(self, labels: Int64s, batch_size: int, step: int, words: RandomWords) -> tuple[Int64s, Int64s]:
         num_candidates = len(labels)
@@ -46,18 +47,16 @@ class ClassBalanced:
         self.sizes += added
         demand = np.where(kept_all, counts - added, 0)
 
+        self._indexed &= not filled
         if demand.any():
             growth = _water_level(self.sizes, demand, self.share) - self.sizes
-            if filled:
-                self._index()
             victims = self._victims(-growth, step, words)
             rest = np.arange(filled, num_candidates)
             growing = rest[_occurrence(classes[rest]) < growth[classes[rest]]]
             slots[growing] = victims
             self._class_of_slot[victims] = classes[growing]
             self.sizes += growth
-        if filled or demand.any():
-            self._index()
+            self._indexed &= not growth.any()
 
         # Algorithm R inside each class for the candidates that found no room.
         waiting = np.flatnonzero(slots < 0)
@@ -65,7 +64,7 @@ class ClassBalanced:
         positions = below(words(INSERT, step, num_candidates)[waiting], seen[waiting].astype(np.uint64))
         accepted = positions < self.sizes[classes[waiting]]
         chosen = waiting[accepted]
-        slots[chosen] = self._members[self._starts[classes[chosen]] + positions[accepted]]
+        slots[chosen] = self._slots_of(classes[chosen], positions[accepted])
         self.seen += counts
 
         rows = np.flatnonzero(slots >= 0)
@@ -95,7 +94,7 @@ class ClassBalanced:
         self.seen = np.array(state["seen"], dtype=np.int64)
         self._class_of_slot[: self.stored] = state["class_of_slot"]
         self.sizes = np.bincount(self._class_of_slot[: self.stored], minlength=len(self.labels))
-        self._index()
+        self._indexed = False
 
     @staticmethod
     def merge(states: list[dict[str, Any]], labels: Int64s, owners: Int64s, num_ranks: int) -> list[dict[str, Any]]:
@@ -130,13 +129,20 @@ class ClassBalanced:
             self.labels = np.concatenate([self.labels, new])
             self.seen = np.concatenate([self.seen, zeros])
             self.sizes = np.concatenate([self.sizes, zeros])
-            self._starts = np.concatenate([self._starts, zeros])
+            self._indexed = False
         order = np.argsort(self.labels)
-        return order[np.searchsorted(self.labels, labels, sorter=order)]
+        return np.asarray(order[np.searchsorted(self.labels, labels, sorter=order)])
 
-    def _index(self) -> None:
-        self._members = np.argsort(self._class_of_slot[: self.stored], kind="stable")
-        self._starts = np.cumsum(self.sizes) - self.sizes
+    def _slots_of(self, classes: Int64s, positions: Int64s) -> Int64s:
+        """The slot of member positions[i] of class classes[i]."""
+        if not self._indexed:
+            keys = self._class_of_slot[: self.stored]
+            if len(self.labels) <= 2**16:
+                keys = keys.astype(np.uint16)  # 16-bit keys are sorted by radix: 20 times faster
+            self._members = np.argsort(keys, kind="stable")
+            self._starts = np.cumsum(self.sizes) - self.sizes
+            self._indexed = True
+        return self._members[self._starts[classes] + positions]
 
     def _victims(self, evictions: Int64s, step: int, words: RandomWords) -> Int64s:
         """Slots to empty: a uniform choice of evictions[c] members of each class c with evictions[c] > 0."""
@@ -144,7 +150,7 @@ class ClassBalanced:
         positions = distinct_below(
             lambda round_: words(EVICT, step, len(classes), round_), self.sizes[classes], classes.astype(np.int64)
         )
-        return self._members[self._starts[classes] + positions]
+        return np.asarray(self._members[self._starts[classes] + positions])
 
 
 def _occurrence(classes: Int64s) -> Int64s:
@@ -176,4 +182,4 @@ def _water_level(sizes: Int64s, demand: Int64s, share: int) -> Int64s:
     eligible = np.flatnonzero(ceiling > level)
     by_need = eligible[np.argsort(sizes[eligible] <= level, kind="stable")]
     target[by_need[:spare]] += 1
-    return target
+    return np.asarray(target)

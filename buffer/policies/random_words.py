@@ -45,21 +45,21 @@ class RandomWords:
 
 
 def below(words: UInt64s, bounds: UInt64s | int) -> Int64s:
-    """Integers in [0, bound): the high 64 bits of word * bound (Lemire 2019); the bias is under bound / 2**64."""
+    """Integers in [0, bound): the high 64 bits of word * bound (Lemire 2019); biased by less than bound / 2**64."""
     bound = np.asarray(bounds, dtype=np.uint64)
     word_low, word_high = words & _LOW, words >> _32
     bound_low, bound_high = bound & _LOW, bound >> _32
     middle = word_high * bound_low + (word_low * bound_low >> _32)
     other = word_low * bound_high + (middle & _LOW)
     high = word_high * bound_high + (middle >> _32) + (other >> _32)
-    return high.astype(np.int64)
+    return np.asarray(high, dtype=np.int64)
 
 
 def distinct_below(words: Callable[[int], UInt64s], bounds: Int64s, groups: Int64s) -> Int64s:
     """For each entry v an integer in [0, bounds[v]); entries of the same group get different ones.
 
-    Round k asks `words(k)` for one word per entry. Entries still without a value take theirs in ascending order; a value
-    that its group already holds sends the entry to the next round. Every ordered choice is equally likely, because
+    Round k asks `words(k)` for one word per entry. Entries still without a value take theirs in ascending order; a
+    value that its group already holds sends the entry to the next round. Every ordered choice is equally likely, because
     renaming the values of a group changes nothing in this procedure. A group must not ask for more values than exist.
     """
     values = np.zeros(len(bounds), dtype=np.int64)

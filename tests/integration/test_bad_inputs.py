@@ -1,7 +1,7 @@
-"""What users get wrong on the first day: each mistake gets one line that names thing, value and remedy, and exit code 2.
+"""What users get wrong on the first day: a mistake gets one line that names thing, value, remedy, and exit code 2.
 
-Mistakes that the options alone show are in tests/unit/test_options.py; here a run has to start to find them out. Those that
-need several processes are in tests/parallel/test_failures.py.
+Mistakes that the options alone show are in tests/unit/test_options.py; here a run has to start to find them out. Those
+that need several processes are in tests/parallel/test_failures.py.
 """
 
 import gzip
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from reprise.main import main
 
 DIGITS = ["--dataset", "digits", "--backbone", "mlp", "--epochs", "1", "--batch-size", "32"]
@@ -63,7 +64,10 @@ def fails(capsys, arguments: list[str], *fragments: str) -> str:
         ([*DIGITS, "--backbone-config", "{'widht': 3}"], ("widht",)),
         ([*DIGITS, "--optimizer-regime", "[{'epoch': 0, 'optimizer': 'SDG'}]"], ("SDG", "SGD")),
         ([*DIGITS, "--optimizer-regime", "[{'epoch': 0, 'learning_rate': 1}]"], ("learning_rate",)),
-        ([*DIGITS, "--optimizer-regime", "[{'epoch': 0, 'optimizer': 'SGD'}, {'epoch': 1, 'optimizer': 'Adam'}]"], ("Adam",)),
+        (
+            [*DIGITS, "--optimizer-regime", "[{'epoch': 0, 'optimizer': 'SGD'}, {'epoch': 1, 'optimizer': 'Adam'}]"],
+            ("Adam",),
+        ),
         ([*DIGITS, "--lr", "1e30"], ("loss", "--lr")),
         ([*DIGITS, "--fp16-allreduce", "--use-adasum", "--gradient-predivide-factor", "2"], ("predivide",)),
     ],

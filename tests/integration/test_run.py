@@ -1,4 +1,4 @@
-"""Whole runs on the handwritten digits, in this process: what they write, that they repeat, resume and replay rightly."""
+"""Whole runs on the handwritten digits, in this process: what they write, that they repeat, resume, replay rightly."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from reprise.buffer import RehearsalBuffer
 from reprise.main import main
 from reprise.report.summary_schema import KEYS
@@ -54,8 +55,8 @@ def test_a_run_leaves_every_file_of_the_run_folder(tmp_path):
     assert expected <= {path.name for path in folder.iterdir()}
     result = summary(folder)
     assert set(result) == KEYS
-    assert result["launcher"] == "python" and result["world_size"] == 1 and result["tasks"] == 5
-    assert result["strategy"] == "Er" and result["buffer_implementation"] == "python"
+    assert (result["launcher"], result["world_size"], result["tasks"]) == ("python", 1, 5)
+    assert (result["strategy"], result["buffer_implementation"]) == ("Er", "python")
     assert result["samples_stored"] == 404, "30 % of the 1347 training digits"
     assert matrix(folder).shape == (5, 5)
     # Knowing the task can only help.
@@ -79,7 +80,7 @@ def test_rehearsal_remembers_what_vanilla_forgets(tmp_path):
     er = summary(run(tmp_path, "er", *longer, *ER, "--buffer-config", "num_representatives=32", "num_candidates=32"))
     assert vanilla["average_accuracy"] < 0.4 < 0.75 < er["average_accuracy"]
     assert vanilla["forgetting"] > er["forgetting"] + 0.3
-    assert vanilla["buffer_implementation"] == "none" and vanilla["wait_share"] == 0
+    assert (vanilla["buffer_implementation"], vanilla["wait_share"]) == ("none", 0)
 
 
 def test_the_same_seed_gives_the_same_matrix_and_another_seed_another(tmp_path):
@@ -126,7 +127,8 @@ def test_every_replayed_sample_carries_the_label_it_was_learnt_with(tmp_path, mo
 
     monkeypatch.setattr(RehearsalBuffer, "augment", checked)
     run(tmp_path, "labels", *FIVE_TASKS, *ER)
-    assert sum(replayed) > 400 and replayed[0] == 0
+    assert sum(replayed) > 400
+    assert replayed[0] == 0
 
 
 def test_without_tasksets_the_whole_data_set_is_one_task(tmp_path):

@@ -1,0 +1,173 @@
+"""Collectives and gradient averaging over Horovod (MPI, or Gloo under horovodrun; NCCL for CUDA where it was built in).
+
+Names matter: Horovod matches the tensors of different ranks by name, and remembers names it has seen to save a round
+of negotiation. So every collective here has one that is the same on every rank and at every step.
+"""
+
+import atexit
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from reprise.runtime.dist.base import Communicator, Reduction
+from reprise.runtime.dist.launcher import Launch
+from reprise.runtime.dist.watchdog import Watchdog
+from reprise.runtime.errors import UserError
+
+# HorovodInternalError is raised for our own mistakes too; these words of Horovod's controller tell them apart.
+_OUR_MISTAKE = ("Mismatched", "Duplicate", "Invalid", "not supported", "must be", "does not support")
+
+
+class HorovodCommunicator(Communicator):
+    """One rank of a Horovod job. Making it starts Horovod, a collective."""
+
+    name: ClassVar[str] = "horovod"
+
+    def __init__(self, launch: Launch, watchdog: Watchdog, *, deterministic: bool) -> None:
+        if deterministic:
+            # Tensors that are ready at the same moment are averaged as one buffer, and how a buffer is cut among the
+            # ranks decides the order in which each element is summed. Readiness is timing; tensor by tensor it is not.
+            os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
+            os.environ.pop("HOROVOD_AUTOTUNE", None)
+        self._hvd = _import(launch)
+        token = watchdog.arm("the start of Horovod")
+        self._hvd.init()
+        watchdog.disarm(token)
+        if self._hvd.size() != launch.size:
+            raise UserError(
+                f"{launch.launcher} started {launch.size} processes but Horovod sees {self._hvd.size()}: it was not "
+                f"built with this MPI; start with 'horovodrun --gloo', or build Horovod against this {launch.launcher}'s MPI"
+            )
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self._hvd.local_rank() % torch.cuda.device_count())
+        self._ops = {
+            "mean": self._hvd.Average,
+            "sum": self._hvd.Sum,
+            "min": self._hvd.Min,
+            "max": self._hvd.Max,
+        }
+        super().__init__(
+            launch.launcher, self._hvd.rank(), self._hvd.size(), self._backend(), watchdog, deterministic=deterministic
+        )
+        self.local_rank, self.local_size = self._hvd.local_rank(), self._hvd.local_size()
+
+    @contextmanager
+    def averaged_gradients(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        if self.size == 1:
+            yield
+            return
+        if optimizer.__dict__.get("_reprise_adasum"):
+            with self.guard("gradients"):  # Adasum communicates inside step()
+                yield
+            return
+        assert hasattr(optimizer, "synchronize"), (
+            "averaged_gradients() needs the optimiser that data_parallel() returned"
+        )
+        with self.guard("gradients"):
+            optimizer.synchronize()
+        with optimizer.skip_synchronize():
+            yield
+
+    def _allreduce(self, tensor: Tensor, op: Reduction, label: str) -> Tensor:
+        name = f"reprise/{label}.{op}"
+        result: Tensor = self._hvd.synchronize(self._hvd.allreduce_async_(tensor, name=name, op=self._ops[op]))
+        return result
+
+    def _allgather(self, data: Tensor, label: str) -> Tensor:
+        result: Tensor = self._hvd.synchronize(self._hvd.allgather_async(data[None], name=f"reprise/{label}"))
+        return result
+
+    def _broadcast(self, data: Tensor, root: int, label: str) -> None:
+        self._hvd.synchronize(self._hvd.broadcast_async_(data, root_rank=root, name=f"reprise/{label}"))
+
+    def _alltoall(self, rows: Tensor, splits: Tensor, label: str) -> tuple[Tensor, Tensor]:
+        handle = self._hvd.alltoall_async(rows, splits=splits.to(torch.int32), name=f"reprise/{label}")
+        received, received_splits = self._hvd.synchronize(handle)
+        return received.reshape(-1, rows.shape[1]), received_splits.to(torch.int64)
+
+    def _data_parallel(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        compression: str,
+        op: str,
+        gradient_predivide_factor: float,
+        backward_passes_per_step: int,
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """backward_passes_per_step: Horovod counts the passes and averages after the last; gradients are summed over
+        passes (only TensorFlow's binding divides). A parameter that no rank used gets a gradient of zeros, so weight
+        decay and momentum still move it, the same on every rank.
+        """
+        if op == "adasum":
+            self._check_adasum(gradient_predivide_factor)
+        parameters = dict(model.named_parameters())
+        if any("_reprise_hooked" in parameter.__dict__ for parameter in parameters.values()):
+            # Its hooks are never removed: two optimisers would both average each gradient.
+            raise RuntimeError("data_parallel() was called twice over the same parameters; Horovod allows it once")
+        for parameter in parameters.values():
+            parameter._reprise_hooked = True  # type: ignore[attr-defined]  # copies of the parameter do not have it
+        wrapped: torch.optim.Optimizer = self._hvd.DistributedOptimizer(
+            optimizer,
+            named_parameters=[(f"gradient.{name}", parameter) for name, parameter in parameters.items()],
+            compression=self._hvd.Compression.fp16 if compression == "fp16" else self._hvd.Compression.none,
+            op=self._hvd.Adasum if op == "adasum" else self._hvd.Average,
+            gradient_predivide_factor=gradient_predivide_factor,
+            backward_passes_per_step=backward_passes_per_step,
+        )
+        wrapped.load_state_dict(optimizer.state_dict())  # Horovod builds a new optimiser, without the old one's state
+        wrapped.__dict__["_reprise_adasum"] = op == "adasum"
+        wrapped.__dict__["zero_grad"] = _zero_grad(wrapped)
+        return model, wrapped
+
+    def _is_loss(self, error: BaseException) -> bool:
+        from horovod.common.exceptions import HorovodInternalError
+
+        return isinstance(error, HorovodInternalError) and not any(words in str(error) for words in _OUR_MISTAKE)
+
+    def _shutdown(self) -> None:
+        self._hvd.shutdown()
+
+    def _forget(self) -> None:
+        atexit.unregister(self._hvd.shutdown)  # it would wait for the background thread, and that for the dead rank
+
+    def _backend(self) -> str:
+        if self._hvd.nccl_built() and torch.cuda.is_available():
+            return "nccl"
+        return "mpi" if self._hvd.mpi_enabled() else "gloo"
+
+    def _check_adasum(self, gradient_predivide_factor: float) -> None:
+        if gradient_predivide_factor != 1.0:
+            raise UserError(
+                f"gradient_predivide_factor={gradient_predivide_factor} does not go with use_adasum; leave one out"
+            )
+        if self.size & (self.size - 1):
+            raise UserError(f"use_adasum needs 2, 4, 8, ... ranks, there are {self.size}; choose one of these numbers")
+        if self.backend == "gloo" and self.size > 1:
+            raise UserError("use_adasum is not in Horovod's gloo backend; start with mpirun, or leave use_adasum out")
+
+
+def _import(launch: Launch) -> Any:
+    try:
+        import horovod.torch as hvd
+    except (ImportError, OSError) as error:  # OSError: the MPI library it was built against is not there
+        raise UserError(
+            f"{launch.launcher} started {launch.size} processes, but Horovod cannot be imported ({error}); "
+            "use torchrun or install Horovod (pip install 'reprise[horovod]')"
+        ) from error
+    return hvd
+
+
+def _zero_grad(optimizer: torch.optim.Optimizer) -> Any:
+    """Horovod's zero_grad() takes no arguments; torch's does, and loops rely on it."""
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        assert not optimizer._handles, (
+            "zero_grad() between backward() and averaged_gradients(): gradients are in flight"
+        )  # type: ignore[attr-defined]
+        torch.optim.Optimizer.zero_grad(optimizer, set_to_none=set_to_none)
+
+    return zero_grad

@@ -1,0 +1,56 @@
+"""Torch's DataLoader over samples in memory: whole batches in one gather, in this process or in workers.
+
+Samples leave it raw; strategies transform them on their device. Which samples a batch holds is the sampler's business.
+"""
+
+import multiprocessing
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from reprise.runtime.seeds import torch_generator
+from reprise.scenarios.sampler import EvalSampler, TrainSampler
+from reprise.scenarios.task import ArrayDataset
+
+Batches = DataLoader[tuple[Tensor, Tensor]]
+
+
+def train_loader(dataset: ArrayDataset, sampler: TrainSampler, workers: int = 0) -> Batches:
+    """Batches x (b, *sample_shape), y (b,) of this rank; `workers` processes load ahead and live across epochs.
+
+    Call sampler.set_epoch before each iteration. Random numbers of workers differ by rank and task, and repeat from
+    run to run.
+    """
+    arguments: dict[str, Any] = {}
+    if workers:
+        # Not fork: threads of Horovod, MPI and CUDA do not survive it. The server imports torch once for all workers.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch"])
+        arguments = {"multiprocessing_context": context, "persistent_workers": True}
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch_generator(sampler.seed, "loader", sampler.task, sampler.rank),
+        **arguments,
+    )
+
+
+def eval_loader(dataset: ArrayDataset, sampler: EvalSampler) -> Batches:
+    """Batches of this rank's share, loaded in this process; draws no random numbers of the training."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The data set has gathered the batch already."""
+    return batch

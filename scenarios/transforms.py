@@ -1,0 +1,67 @@
+"""From stored samples to network inputs, a batch at a time and on the batch's device; no loop over samples.
+
+Samples stay raw (uint8) in data sets and in the rehearsal buffer; a strategy transforms them just before the forward
+pass, so that a replayed sample is augmented anew. Evaluation never augments.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Raw images (b, C, H, W) of values 0 to `peak` to float32 (value / peak - mean) / std, per channel.
+
+    padding: for training, cut each image at a random place out of itself with so many black pixels on every side;
+    0 for none. flip: for training, mirror each image left to right with probability 1/2.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    peak: float = 255.0
+    padding: int = 0
+    flip: bool = False
+
+    def eval(self, x: Tensor) -> Tensor:
+        """Normalise; no augmentation."""
+        mean, std = self._constants(x.device)
+        return (x.to(torch.float32) - mean) / std
+
+    def train(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Augment every image by its own draw from `generator`, which may live on the CPU, then normalise."""
+        return self.eval(self._augment(x, generator) if self.padding or self.flip else x)
+
+    def _augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        batch, channels, height, width = x.shape
+        shifts = 2 * self.padding + 1
+        # One tensor for all draws: one copy to the device.
+        draws = torch.stack(
+            [
+                torch.randint(high, (batch,), generator=generator, device=generator.device)
+                for high in (shifts, shifts, 2 if self.flip else 1)
+            ]
+        )
+        if x.is_cuda and not draws.is_cuda:
+            draws = draws.pin_memory()
+        top, left, mirrored = draws.to(x.device, non_blocking=True).unsqueeze(2)
+        rows = top + torch.arange(height, device=x.device)
+        columns = torch.arange(width, device=x.device)
+        columns = left + torch.where(mirrored.bool(), width - 1 - columns, columns)
+        padded = torch.nn.functional.pad(x, [self.padding] * 4)
+        samples = torch.arange(batch, device=x.device).view(batch, 1, 1, 1)
+        planes = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
+        return padded[samples, planes, rows.view(batch, 1, height, 1), columns.view(batch, 1, 1, width)]
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation on the scale of the raw values, (C, 1, 1) each."""
+        key = (self, device)
+        if key not in _constants:
+            mean, std = (self.peak * torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
+            _constants[key] = mean.to(device), std.to(device)
+        return _constants[key]
+
+
+# Made once per device: building them in every step would make the step wait for a copy to the device.
+_constants: dict[tuple[ImageTransform, torch.device], tuple[Tensor, Tensor]] = {}

@@ -1,0 +1,77 @@
+"""One contract suite for every implementation of the buffer and any number of processes.
+
+Solo: `pytest tests/contract`. On several: the same under a launcher (tests/parallel/test_contract.py does that). Every
+test is written against `dist.current()` and runs on all ranks in step, so a rank that fails ends the whole job at once:
+the others would wait for it in the next collective.
+"""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from reprise.buffer import Field, RehearsalBuffer
+from reprise.buffer.rehearsal import IMPLEMENTATIONS
+from reprise.runtime import dist
+from reprise.runtime.dist import Communicator
+
+ID_ONLY = {"id": Field((), torch.int64)}
+
+
+def _available() -> list[str]:
+    """Implementations that really run here; the others fall back to "python" and would only repeat its tests."""
+    running = []
+    for name in IMPLEMENTATIONS:
+        with RehearsalBuffer(fields=ID_ONLY, capacity=dist.current().size, implementation=name) as buffer:
+            if buffer.implementation == name:
+                running.append(name)
+    return running
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "implementation" in metafunc.fixturenames:
+        metafunc.parametrize("implementation", _available(), scope="session")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    report = yield
+    if report.failed and dist.current().size > 1:
+        sys.__stderr__.write(f"rank {dist.current().rank}: {item.nodeid} failed\n{report.longreprtext}\n")
+        dist.current().abort(1)
+    return report
+
+
+@pytest.fixture(scope="session")
+def comm() -> Communicator:
+    return dist.init()
+
+
+@pytest.fixture()
+def make(implementation: str) -> Iterator[Callable[..., RehearsalBuffer]]:
+    """Builds buffers of one int64 field "id", capacity 64 per rank, one draw of 8; closes them after the test."""
+    built: list[RehearsalBuffer] = []
+
+    def build(**changes) -> RehearsalBuffer:
+        size = changes["dist"].size if "dist" in changes else dist.current().size
+        arguments = {"fields": ID_ONLY, "capacity": 64 * size, "draws": (8,), "deterministic": True, **changes}
+        built.append(RehearsalBuffer(implementation=implementation, **arguments))
+        return built[-1]
+
+    yield build
+    for buffer in built:
+        buffer.close()
+
+
+@pytest.fixture()
+def folder(comm: Communicator) -> Iterator[Path]:
+    """An empty folder that all ranks share, removed when all have finished."""
+    path = Path(comm.broadcast_object(tempfile.mkdtemp(prefix="contract-") if comm.rank == 0 else ""))
+    yield path
+    comm.barrier()
+    if comm.rank == 0:
+        shutil.rmtree(path)
