@@ -8,6 +8,7 @@ Exit codes: 0 done; 2 a mistake in the options or files, one line says which; 3 
 took longer than --timeout.
 """
 
+import itertools
 import logging
 import sys
 import traceback
@@ -175,7 +176,13 @@ def _run_folder(options: "Options", source: Path | None) -> "RunFolder":
     from reprise.report.run_folder import RunFolder
 
     path = Path(options.results_dir) / options.run_name
-    return RunFolder(path, resume=source is not None and path.resolve() in source.resolve().parents)
+    resume = source is not None and path.resolve() in source.resolve().parents
+    folder = RunFolder(path, resume=resume)
+    if folder.checkpoints.exists() and not resume:
+        # Another run's: kept, but where --load-checkpoint of this folder does not take them for this run's.
+        number = next(n for n in itertools.count(1) if not (path / f"checkpoints.old-{n}").exists())
+        folder.checkpoints.rename(path / f"checkpoints.old-{number}")
+    return folder
 
 
 def _device(options: "Options", comm: "Communicator") -> "torch.device":

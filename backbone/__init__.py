@@ -1,6 +1,7 @@
 """Networks: `build` makes one by name, `default_lr` and `default_regime` say how it is trained by default.
 
-`BACKBONES` lists the names. Importing a family's file registers it; timm is imported when a network of it is built.
+`BACKBONES` lists the names. Importing a family's file registers it, hence the unused imports; timm is imported when a
+network of it is built.
 """
 
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from reprise.backbone import mlp, mnistnet, resnet  # noqa: F401: they fill the registry
+from reprise.backbone import mlp, mnistnet, resnet  # noqa: F401
 from reprise.backbone.base import BACKBONES, Backbone, Phases, Shape
 from reprise.runtime.errors import UserError
 from reprise.runtime.registry import nearest

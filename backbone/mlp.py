@@ -1,4 +1,4 @@
-"""Multilayer perceptron, by default with two hidden layers of 400: the network of Split-MNIST studies (van de Ven 2022).
+"""Multilayer perceptron, by default with two hidden layers of 400 as in Split-MNIST studies (van de Ven 2022).
 
 Takes samples of any shape. The network of the demo.
 """
@@ -27,7 +27,7 @@ def make(num_classes: int, sample_shape: Shape, options: Mapping[str, Any]) -> n
 
 
 def regime(epochs: int) -> Phases:
-    """Plain stochastic gradient descent, constant after warm-up: without momentum nothing of the last task carries over."""
+    """Plain stochastic gradient descent, constant after warm-up."""
     return [{"epoch": 0, "optimizer": "SGD", "lr_factor": 1.0, "momentum": 0.0, "weight_decay": 0.0}]
 
 

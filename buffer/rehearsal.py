@@ -87,7 +87,7 @@ class RehearsalBuffer:
         """
         self._open()
         self.spec.check_batch(fields, y, self.device)
-        tasks = self.spec.task_column(task, len(y))
+        tasks = self.spec.task_column(task, len(y), self.device)
         with self._spans.span("submit"):
             batch = {name: fields[name].detach().cpu() for name in self.spec.fields}
             self._engine.submit({**batch, "y": y.detach().cpu(), "task": tasks})
@@ -115,7 +115,7 @@ class RehearsalBuffer:
         """
         self._open()
         self.spec.check_batch(fields, y, self.device)
-        tasks = self.spec.task_column(task, len(y))
+        tasks = self.spec.task_column(task, len(y), self.device)
         batch_size = len(y)
         draws = self.wait()
         sizes = (batch_size, *(len(draw) for draw in draws))

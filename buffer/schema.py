@@ -160,11 +160,13 @@ class Spec:
             if value.device.type not in ("cpu", device.type):
                 raise UserError(f"field '{name}': got a tensor on {value.device}, expected the cpu or {device}")
 
-    def task_column(self, task: int | Tensor | None, rows: int) -> Tensor:
-        """Tasks as int64 (rows,) on the CPU; None is stored as -1."""
+    def task_column(self, task: int | Tensor | None, rows: int, device: torch.device) -> Tensor:
+        """Tasks, from the CPU or `device`, as int64 (rows,) on the CPU; None is stored as -1."""
         if isinstance(task, Tensor):
             if task.shape != (rows,) or task.is_floating_point() or task.is_complex():
                 raise UserError(f"'task' must be an int, None or an integer tensor ({rows},), got {_describe(task)}")
+            if task.device.type not in ("cpu", device.type):
+                raise UserError(f"'task': got a tensor on {task.device}, expected the cpu or {device}")
             return task.to("cpu", torch.int64)
         if task is not None and not _is_count(task):
             raise UserError(f"'task' must be an int, None or an integer tensor ({rows},), got {task!r}")

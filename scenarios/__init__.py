@@ -1,9 +1,9 @@
 """Data sets, tasks, samplers and loaders. `build` makes a Scenario; `DATASETS` lists the data sets by name.
 
-Importing a data set's file registers it; its libraries are imported when it is read.
+Importing a data set's file registers it, hence the unused imports; its libraries are imported when it is read.
 """
 
-from reprise.scenarios import cifar, digits, mnist, synthetic  # noqa: F401: they fill the registry
+from reprise.scenarios import cifar, digits, mnist, synthetic  # noqa: F401
 from reprise.scenarios.raw import DATASETS
 from reprise.scenarios.scenario import Scenario, build
 from reprise.scenarios.task import ArrayDataset, Task

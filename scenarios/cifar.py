@@ -76,7 +76,7 @@ def _load(family: _Family, folder: Path, download: bool) -> RawData:
     require_files(family.name, folder, files, "unpack the python archive there, or fetch it with --download")
     x_train, y_train = _read_all(family, folder, family.train_files)
     x_test, y_test = _read_all(family, folder, family.test_files)
-    # Random crops of the image with 4 black pixels around it, and flips: He et al. 2016 (arXiv 1512.03385), section 4.2.
+    # Random crops with 4 black pixels around the image, and flips: He et al. 2016 (arXiv 1512.03385), section 4.2.
     transform = ImageTransform(family.mean, family.std, padding=4, flip=True)
     return RawData(x_train, y_train, x_test, y_test, family.num_classes, transform)
 

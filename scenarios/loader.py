@@ -33,7 +33,7 @@ def train_loader(dataset: ArrayDataset, sampler: TrainSampler, workers: int = 0)
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_gathered,
         pin_memory=torch.cuda.is_available(),
         generator=torch_generator(sampler.seed, "loader", sampler.task, sampler.rank),
         **arguments,
@@ -45,12 +45,12 @@ def eval_loader(dataset: ArrayDataset, sampler: EvalSampler) -> Batches:
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=_as_it_is,
+        collate_fn=_gathered,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The data set has gathered the batch already."""
+def _gathered(batch: Any) -> Any:
+    """Leave the batch as it is: the data set has gathered it already."""
     return batch

@@ -29,7 +29,9 @@ class RawData:
 
     def __post_init__(self) -> None:
         for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
-            assert x.ndim == 4 and x.dtype == torch.uint8 and len(x) == len(y) and y.dtype == torch.int64
+            assert x.ndim == 4
+            assert len(x) == len(y)
+            assert (x.dtype, y.dtype) == (torch.uint8, torch.int64)
 
 
 # Entry: (folder, download) -> RawData. Network access happens only with download=True and only for absent files.

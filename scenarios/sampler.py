@@ -23,7 +23,8 @@ class TrainSampler:
     """
 
     def __init__(self, num_samples: int, batch_size: int, *, rank: int, world_size: int, seed: int, task: int) -> None:
-        assert 0 <= rank < world_size and batch_size >= 1
+        assert 0 <= rank < world_size
+        assert batch_size >= 1
         if num_samples < world_size:
             raise SharedUserError(
                 f"task {task} has {num_samples} training samples for {world_size} ranks; "
@@ -70,7 +71,8 @@ class EvalSampler:
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
-        assert 0 <= rank < world_size and batch_size >= 1
+        assert 0 <= rank < world_size
+        assert batch_size >= 1
         self.batch_size = batch_size
         self._start = num_samples * rank // world_size
         self._end = num_samples * (rank + 1) // world_size

@@ -139,7 +139,7 @@ def _by_instance(y: Labels, order: tuple[int, ...], num_tasks: int) -> tuple[Lab
 def _tasks(
     raw: RawData, train: tuple[Labels, Labels], test: tuple[Labels, Labels], concatenate: bool
 ) -> tuple[Task, ...]:
-    """Sort both sets by task once; a task is then a slice, and tasks share the memory of the whole, also concatenated."""
+    """Sort both sets by task once: every task, concatenated or not, is then a slice that shares the whole's memory."""
     x_train, y_train, train_ends = _sorted_by_task(raw.x_train, *train)
     x_test, y_test, test_ends = _sorted_by_task(raw.x_test, *test)
     tasks = []

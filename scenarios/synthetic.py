@@ -15,10 +15,10 @@ from reprise.scenarios.transforms import ImageTransform
 
 NUM_CLASSES = 10
 TRAIN_PER_CLASS, TEST_PER_CLASS = 500, 100
-TEMPLATES_PER_CLASS = 3
+TEMPLATES_PER_CLASS = 5
 SIZE, GRID = 32, 4  # pixels, and the cells of a template before smoothing
 LARGEST_SHIFT = 4  # pixels in each direction
-NOISE = 0.6  # standard deviation, in units of a template's own
+NOISE = 2.0  # standard deviation, in units of a template's own
 
 
 @DATASETS.register("synthetic")
@@ -47,4 +47,4 @@ def _images(templates: Tensor, per_class: int, generator: torch.Generator) -> tu
     columns = (left[:, None] + torch.arange(SIZE)).view(num, 1, 1, SIZE)
     clean = templates[chosen.view(num, 1, 1, 1), torch.arange(3).view(1, 3, 1, 1), rows, columns]
     noisy = contrast * clean + NOISE * torch.randn(clean.shape, generator=generator)
-    return (127.5 + 50 * noisy).clamp(0, 255).to(torch.uint8), y
+    return (127.5 + 32 * noisy).clamp(0, 255).to(torch.uint8), y

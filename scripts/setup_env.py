@@ -15,7 +15,7 @@ def python_problem(version):
     """Why this Python version cannot be used, as one line; empty when it can."""
     if OLDEST <= tuple(version[:2]) <= NEWEST:
         return ""
-    return "Python {}.{} is not supported (3.10 to 3.12 are): make setup PYTHON=python3.11".format(*version[:2])  # noqa: UP032
+    return "Python {}.{} is not supported (3.10 to 3.12 are): make setup PYTHON=python3.11".format(*version[:2])
 
 
 def main():

@@ -9,7 +9,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from setup_support import Runner, Stop, digest
+from setup_support import Runner, SetupError, digest
 
 VERSION = "0.28.1"
 FLAGS = {
@@ -33,10 +33,11 @@ def user_flags(environ: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith("HOROVOD_")}
 
 
-def wheel_key(runner: Runner, python: Path, compiler: str, cmake_folder: Path) -> str:
+def wheel_key(runner: Runner, python: Path, compiler: str, cmake_folder: Path, mpi: str) -> str:
     """Everything that a built wheel depends on: Python, torch, MPI, compiler, switches, our CMake files."""
     return digest(
         VERSION,
+        mpi,  # the same version from elsewhere is another libmpi
         runner.run([python, "-c", ABI], "asking for the version of torch"),
         runner.run(["mpirun", "--version"], "asking for the version of MPI"),
         runner.run([compiler, "--version"], "asking for the version of the compiler"),
@@ -84,13 +85,13 @@ def build_wheel(runner: Runner, python: Path, folder: Path, toolchain: Path, com
     return folder / built.name
 
 
-def install(runner: Runner, python: Path, cache: Path, cmake_folder: Path, compiler: str) -> None:
+def install(runner: Runner, python: Path, cache: Path, cmake_folder: Path, compiler: str, mpi: str) -> None:
     """Install Horovod into the environment, from the cache where it has a wheel for exactly this machine."""
-    folder = cache / f"horovod-{VERSION}-{wheel_key(runner, python, compiler, cmake_folder)}"
+    folder = cache / f"horovod-{VERSION}-{wheel_key(runner, python, compiler, cmake_folder, mpi)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Stop(f"wheel cache {cache} is not writable ({error.strerror}): set REPRISE_WHEEL_CACHE") from error
+        raise SetupError(f"wheel cache {cache} is not writable ({error.strerror}): set REPRISE_WHEEL_CACHE") from error
     wheel = find_wheel(folder)
     if wheel is None:
         wheel = build_wheel(runner, python, folder, cmake_folder / "horovod_toolchain.cmake", compiler)

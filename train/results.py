@@ -3,7 +3,7 @@
 Joins what the loop measured with how report/ shows it; no formulas (report/matrix.py) and no layout (report/) here.
 """
 
-from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,33 @@ from reprise.runtime.spans import Spans
 from reprise.train.checkpoint import Progress
 
 
-@dataclass(frozen=True)
+_DRAW_EVERY_S = 30.0  # drawing takes the better part of a second, during which all ranks wait for rank 0
+
+
 class Results:
     """Writes into `folder`. title: what the pictures are headed with."""
 
-    folder: RunFolder
-    title: str
+    def __init__(self, folder: RunFolder, title: str) -> None:
+        self.folder = folder
+        self.title = title
+        self._drawn = monotonic()
 
     def after_task(self, progress: Progress) -> None:
-        """Rewrite the matrices so far, as tables and pictures."""
+        """Rewrite the matrices so far; their pictures too, where tasks take long enough to want to see them."""
         self.folder.write_accuracy_matrix(progress.class_il)
         self.folder.write_accuracy_matrix(progress.task_il, task_il=True)
+        if monotonic() - self._drawn > _DRAW_EVERY_S:
+            self._draw(progress)
+
+    def _draw(self, progress: Progress) -> None:
         plots.accuracy_matrix_png(progress.class_il, self.folder.matrix_png, self.title, progress.task_il)
         plots.curves_png(progress.class_il, self.folder.curves_png, self.title, progress.task_il)
+        self._drawn = monotonic()
 
     def finish(self, progress: Progress, summary: dict[str, Any], spans: Spans) -> None:
-        """Draw the timeline, write summary.json and print it."""
+        """Draw everything, write summary.json and print it."""
+        if progress.class_il:
+            self._draw(progress)
         if spans.stats():
             plots.timeline_png(spans.stats(), self.folder.timeline_png, self.title)
         self.folder.write_summary(summary)

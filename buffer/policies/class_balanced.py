@@ -142,7 +142,7 @@ class ClassBalanced:
             self._members = np.argsort(keys, kind="stable")
             self._starts = np.cumsum(self.sizes) - self.sizes
             self._indexed = True
-        return self._members[self._starts[classes] + positions]
+        return np.asarray(self._members[self._starts[classes] + positions])
 
     def _victims(self, evictions: Int64s, step: int, words: RandomWords) -> Int64s:
         """Slots to empty: a uniform choice of evictions[c] members of each class c with evictions[c] > 0."""
@@ -150,7 +150,7 @@ class ClassBalanced:
         positions = distinct_below(
             lambda round_: words(EVICT, step, len(classes), round_), self.sizes[classes], classes.astype(np.int64)
         )
-        return np.asarray(self._members[self._starts[classes] + positions])
+        return self._slots_of(classes, positions)
 
 
 def _occurrence(classes: Int64s) -> Int64s:

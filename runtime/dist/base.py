@@ -132,7 +132,7 @@ class Communicator(ABC):
                 self._broadcast(data, root, f"{label}.{index}")
             if self.rank == root:
                 continue
-            parts = data.split([tensor.nbytes for tensor in bucket])
+            parts = torch.split(data, [tensor.nbytes for tensor in bucket])
             with torch.no_grad():
                 for tensor, part in zip(bucket, parts, strict=True):
                     # clone: a part may lie at an address that its dtype does not allow

@@ -40,7 +40,7 @@ class HorovodCommunicator(Communicator):
         if self._hvd.size() != launch.size:
             raise UserError(
                 f"{launch.launcher} started {launch.size} processes but Horovod sees {self._hvd.size()}: it was not "
-                f"built with this MPI; start with 'horovodrun --gloo', or build Horovod against this {launch.launcher}'s MPI"
+                "built with this MPI; start with 'horovodrun --gloo', or build Horovod against the MPI used here"
             )
         if torch.cuda.is_available():
             torch.cuda.set_device(self._hvd.local_rank() % torch.cuda.device_count())
@@ -69,7 +69,7 @@ class HorovodCommunicator(Communicator):
         )
         with self.guard("gradients"):
             optimizer.synchronize()
-        with optimizer.skip_synchronize():
+        with optimizer.skip_synchronize():  # type: ignore[attr-defined]
             yield
 
     def _allreduce(self, tensor: Tensor, op: Reduction, label: str) -> Tensor:
@@ -165,9 +165,8 @@ def _zero_grad(optimizer: torch.optim.Optimizer) -> Any:
     """Horovod's zero_grad() takes no arguments; torch's does, and loops rely on it."""
 
     def zero_grad(set_to_none: bool = True) -> None:
-        assert not optimizer._handles, (
-            "zero_grad() between backward() and averaged_gradients(): gradients are in flight"
-        )  # type: ignore[attr-defined]
+        in_flight = optimizer._handles  # type: ignore[attr-defined]
+        assert not in_flight, "zero_grad() after backward() and before averaged_gradients(): gradients are in flight"
         torch.optim.Optimizer.zero_grad(optimizer, set_to_none=set_to_none)
 
     return zero_grad

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as td
@@ -101,7 +101,11 @@ class TorchCommunicator(Communicator):
         gradient_predivide_factor: float,
         backward_passes_per_step: int,
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """A parameter that no rank used keeps no gradient, so the optimiser leaves it alone."""
+        """A parameter that no rank used keeps no gradient, so the optimiser leaves it alone.
+
+        Several forwards may share one backward pass if they use the same parameters; with different ones (two heads in
+        two forwards) DistributedDataParallel raises "mark a variable ready only once". Horovod takes both.
+        """
         if op != "average" or gradient_predivide_factor != 1.0:
             what = f"use_adasum={op == 'adasum'}, gradient_predivide_factor={gradient_predivide_factor}"
             raise UserError(f"{what}: only Horovod has this; start with horovodrun, or leave the option out")
@@ -109,7 +113,7 @@ class TorchCommunicator(Communicator):
         # is left out otherwise fails the next step with the others' gradients not averaged. It costs one walk over
         # the graph per forward, and one line of torch's on stderr that it was not needed in the first.
         # Buffers stay as they are between forwards: copying them would break the first of two forwards of one step.
-        keep_buffers = {_KEEP_BUFFERS: False}
+        keep_buffers: dict[str, Any] = {_KEEP_BUFFERS: False}
         wrapped = DistributedDataParallel(model, find_unused_parameters=True, init_sync=False, **keep_buffers)
         if compression == "fp16":
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
@@ -129,10 +133,10 @@ class TorchCommunicator(Communicator):
         """Gloo does not wait for anyone when the interpreter ends."""
 
 
-def _meet(launch: Launch, limit_s: float) -> td.Store:
+def _meet(launch: Launch, limit_s: float) -> "td.Store":  # type: ignore[name-defined]
     """Wait until every rank has come to the meeting point. Raises UserError naming its address and port."""
     if launch.size == 1 and "MASTER_ADDR" not in os.environ:
-        return td.HashStore()
+        return td.HashStore()  # type: ignore[attr-defined]
     for variable in ("MASTER_ADDR", "MASTER_PORT"):
         if variable not in os.environ:
             raise UserError(

@@ -48,7 +48,7 @@ def fails(capsys, arguments: list[str], *fragments: str) -> str:
         ([*DIGITS, *FIVE_TASKS, "--batch-size", "300"], ("300", "batch")),
         ([*DIGITS, "--tasksets-config", "{'increment': 3}"], ("3", "10", "increment")),
         ([*DIGITS, "--tasksets-config", "{'increment': 11}"], ("11", "10")),
-        ([*DIGITS, "--tasksets-config", "{'initial_increment': 4, 'increment': 4}"], ("4", "10")),
+        ([*DIGITS, "--tasksets-config", "{'initial_increment': 4, 'increment': 4}"], ("4", "6", "increment")),
         ([*DIGITS, "--tasksets-config", "{'scenario': 'instance', 'num_tasks': 5000}"], ("5000", "num_tasks")),
         ([*ER, "capacity=0"], ("capacity", "0")),
         ([*ER, "rehearsal_ratio=0"], ("rehearsal_ratio", "0")),
@@ -63,7 +63,7 @@ def fails(capsys, arguments: list[str], *fragments: str) -> str:
         ([*ER, "store=augmented dtype=uint8"], ("uint8", "augmented")),
         ([*DIGITS, "--backbone-config", "{'widht': 3}"], ("widht",)),
         ([*DIGITS, "--optimizer-regime", "[{'epoch': 0, 'optimizer': 'SDG'}]"], ("SDG", "SGD")),
-        ([*DIGITS, "--optimizer-regime", "[{'epoch': 0, 'learning_rate': 1}]"], ("learning_rate",)),
+        ([*DIGITS, "--optimizer-regime", "[{'optimizer': 'SGD', 'learning_rate': 1}]"], ("learning_rate",)),
         (
             [*DIGITS, "--optimizer-regime", "[{'epoch': 0, 'optimizer': 'SGD'}, {'epoch': 1, 'optimizer': 'Adam'}]"],
             ("Adam",),

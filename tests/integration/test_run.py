@@ -156,9 +156,8 @@ def test_training_only_evaluates_nothing_and_still_ends_well(tmp_path):
         ["--use-amp"],
         ["--batches-per-allreduce", "2"],
         ["--buffer-config", "store=augmented", "dtype=float16"],
-        ["--buffer-config", "{'policy': 'reservoir', 'scope': 'local'}"],
+        ["--buffer-config", "{'policy': 'reservoir', 'scope': 'local', 'capacity': 50}"],
         ["--buffer-config", "augmentations_offset=4"],
-        ["--buffer-config", "capacity=50", "--tasksets-config", "{'scenario': 'instance', 'num_tasks': 3}"],
         ["--optimizer-regime", "[{'epoch': 0, 'optimizer': 'Adam', 'lr': 1e-3}]"],
         ["--tensorboard"],
         ["--dataloader-workers", "1"],
@@ -169,6 +168,12 @@ def test_options_of_a_run_work_together(tmp_path, options):
     arguments = [*FIVE_TASKS, "--model", "Er", "--epochs", "1", *options]
     result = summary(run(tmp_path, "run", *arguments))
     assert 0.05 < result["average_accuracy"] <= 1
+
+
+def test_tasks_of_new_samples_need_no_memory_to_be_learnt(tmp_path):
+    folder = run(tmp_path, "instance", "--tasksets-config", "{'scenario': 'instance', 'num_tasks': 3}", "--epochs", "4")
+    assert summary(folder)["tasks"] == 3
+    assert summary(folder)["average_accuracy"] > 0.7
 
 
 def test_a_second_run_into_the_same_folder_keeps_the_first_ones_checkpoints_apart(tmp_path):

@@ -25,17 +25,7 @@ import psutil
 LAUNCHERS = ("horovodrun", "mpirun", "torchrun", "python")
 
 # A test run may itself be under a launcher; its variables must not reach ours.
-_LAUNCHER_PREFIXES = (
-    "HOROVOD_",
-    "OMPI_",
-    "PMI",
-    "PRTE_",
-    "SLURM_",
-    "TORCHELASTIC_",
-    "MPI_LOCAL",
-    "REPRISE_",
-    "MASTER_",
-)
+_LAUNCHER_PREFIXES = ("HOROVOD_", "OMPI_", "PMI", "PRTE_", "SLURM_", "TORCHELASTIC_", "MPI_LOC", "MASTER_", "REPRISE_")
 _LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
 
 _STACKS_S = 3.0  # to print the stacks
@@ -54,7 +44,7 @@ class Finished:
         return self.stdout + self.stderr
 
 
-class JobTimeout(AssertionError):
+class JobTimeoutError(AssertionError):
     """The job did not end in time; the message holds its output and the stacks of its processes."""
 
 
@@ -77,7 +67,7 @@ def run(
     """Run `python *arguments` (a script with its arguments, or "-m", a module, ...) on `np` processes.
 
     launcher "python": alone for np=1, else processes that torch.distributed connects with no launcher above them, so
-    that nobody ends the others when one dies. Raises JobTimeout after `timeout` seconds.
+    that nobody ends the others when one dies. Raises JobTimeoutError after `timeout` seconds.
     """
     command = [sys.executable, *map(str, arguments)]
     environment = _environment(env)
@@ -90,7 +80,7 @@ def run(
         out.seek(0), err.seek(0)
         finished = Finished(_code(processes), out.read(), err.read())
     if deadline_hit:
-        raise JobTimeout(f"{launcher} -np {np} did not end in {timeout:g} s\n{finished.output}")
+        raise JobTimeoutError(f"{launcher} -np {np} did not end in {timeout:g} s\n{finished.output}")
     return finished
 
 

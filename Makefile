@@ -1,0 +1,46 @@
+# The commands of a checkout; `make help` lists them. What they set up lies in .venv (see scripts/setup_env.py).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# With REPRISE_SYSTEM_PACKAGES some of the tools are the machine's own, hence by name and not by path.
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+CHOSEN := $(if $(filter command environment,$(origin PYTHON)),--python-was-chosen)
+LINTED := runtime buffer cl_models scenarios train report backbone cpp_loader main
+
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean distclean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## make .venv, install the pinned packages, build Horovod and the C++ engine (PYTHON=python3.11 chooses the Python)
+	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) is not on the PATH: make setup PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) scripts/setup_env.py $(CHOSEN)
+
+demo: setup  ## two Horovod workers learn handwritten digits, without rehearsal and with it
+	$(IN_VENV) horovodrun --gloo -np 2 $(BIN)/python main.py --config demo-vanilla
+	$(IN_VENV) horovodrun --gloo -np 2 $(BIN)/python main.py --config demo-er
+	@echo "Pictures:"; ls results/demo-vanilla/*.png results/demo-er/*.png
+
+test: setup  ## every test that needs no GPU
+	$(IN_VENV) timeout 1200 pytest tests
+	$(IN_VENV) cmake -S . -B build/ctest -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
+	$(IN_VENV) timeout 300 cmake --build build/ctest
+	$(IN_VENV) timeout 300 ctest --test-dir build/ctest --output-on-failure
+
+lint: setup  ## style, format, types, C++ format
+	$(IN_VENV) ruff check .
+	$(IN_VENV) ruff format --check .
+	# mypy has to see the checkout under its import name, whatever the folder is called.
+	@mkdir -p build/typed && ln -sfn "$(CURDIR)" build/typed/reprise
+	$(IN_VENV) MYPYPATH=build/typed mypy $(LINTED:%=-p reprise.%)
+	$(IN_VENV) clang-format --dry-run --Werror cpp_loader/*.cc cpp_loader/src/*.cc cpp_loader/src/*.h
+
+clean:  ## remove builds and caches
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the environment and the built wheels too
+	rm -rf $(VENV) .wheels .setup.lock

@@ -1,0 +1,19 @@
+"""For all tests: which folder a test lies in is its marker (`pytest -m parallel`), and the usual environment."""
+
+from pathlib import Path
+
+import pytest
+
+FOLDERS = ("unit", "contract", "parallel", "integration")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in FOLDERS:
+        config.addinivalue_line("markers", f"{name}: a test of tests/{name}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = Path(item.path).relative_to(Path(__file__).parent).parts[0]
+        if folder in FOLDERS:
+            item.add_marker(folder)

@@ -1,0 +1,169 @@
+"""augment() and rows(): contiguous batches built from the caller's rows and the draws, in two sets of memory."""
+
+import pytest
+import torch
+from streams import MANY_FIELDS, PER_RANK, assert_consistent, encode, feed, identities, label_of, raw, task_of
+
+
+def augment(buffer, ids):
+    return buffer.augment(y=label_of(ids), task=task_of(ids), **encode(ids))
+
+
+def test_the_batch_holds_the_arguments_then_the_draws_one_after_the_other(make, comm):
+    buffer = make(fields=MANY_FIELDS, draws=(5, 3), seed=2)
+    twin = make(fields=MANY_FIELDS, draws=(5, 3), seed=2)
+    for step in range(8):
+        ids = identities(comm.rank, 6 * step, 6)
+        batch = augment(buffer, ids)
+        draws = twin.wait()
+        twin.submit(y=label_of(ids), task=task_of(ids), **encode(ids))
+        assert batch.sizes == (6, len(draws[0]), len(draws[1]))
+        assert len(batch) == sum(batch.sizes)
+        assert_consistent(batch)
+        assert torch.equal(batch["i64"][:6], ids)
+        for name in batch:
+            assert batch[name].is_contiguous()
+            assert len(batch[name]) == len(batch)
+            assert torch.equal(raw(batch[name][6:]), torch.cat([raw(draw[name]) for draw in draws]))
+        assert batch["weight"][:6].tolist() == [1.0] * 6
+        assert batch["rank"][:6].tolist() == [comm.rank] * 6
+    assert batch.sizes == (6, 5, 3)
+
+
+def test_the_first_batch_is_the_arguments_alone(make, comm):
+    ids = identities(comm.rank, 0, 4)
+    batch = augment(make(fields=MANY_FIELDS), ids)
+    assert batch.sizes == (4, 0)
+    assert torch.equal(batch["i64"], ids)
+
+
+def test_rows_are_passed_on_without_a_copy(make, comm):
+    buffer = make(fields=MANY_FIELDS)
+    for step in range(5):
+        ids = identities(comm.rank, 6 * step, 6)
+        rows = buffer.rows(6)
+        assert set(rows) == {*MANY_FIELDS, "y"}
+        for name, value in {**encode(ids), "y": label_of(ids)}.items():
+            assert rows[name].dtype == value.dtype
+            rows[name].copy_(value)
+        pointers = {name: value.data_ptr() for name, value in rows.items()}
+        batch = buffer.augment(**rows, task=task_of(ids))
+        assert {name: batch[name].data_ptr() for name in rows} == pointers
+        assert_consistent(batch)
+        assert torch.equal(batch["i64"][:6], ids)
+    assert batch.sizes == (6, 8)
+
+
+def test_the_batch_before_stays_intact_until_the_next_augment_returns(make, comm):
+    buffer = make(fields=MANY_FIELDS)
+    before, copies = None, {}
+    for step in range(6):
+        ids = identities(comm.rank, 6 * step, 6)
+        rows = buffer.rows(6)
+        for value in rows.values():
+            value.view(torch.uint8).fill_(0)
+        if before is not None:
+            assert all(torch.equal(raw(before[name]), copy) for name, copy in copies.items())
+        before = augment(buffer, ids)
+        copies = {name: raw(value) for name, value in before.items()}
+
+
+def test_fewer_rows_than_were_asked_for_may_be_used(make, comm):
+    """The last batch of an epoch is smaller than what the loader had reserved."""
+    buffer = make(fields=MANY_FIELDS)
+    for step, size in enumerate([6, 4, 6, 1, 0, 6]):
+        ids = identities(comm.rank, 6 * step, size)
+        rows = buffer.rows(6)
+        for name, value in {**encode(ids), "y": label_of(ids)}.items():
+            rows[name][:size].copy_(value)
+        batch = buffer.augment(**{name: value[:size] for name, value in rows.items()}, task=task_of(ids))
+        assert batch.sizes[0] == size
+        assert_consistent(batch)
+
+
+def test_the_batch_size_may_change_at_any_step(make, comm):
+    buffer, total = make(fields=MANY_FIELDS, draws=(4,)), 0
+    for size in (3, 9, 0, 1, 20, 2, 40, 5):
+        if size % 2:
+            buffer.rows(size + 3)  # asked for and not used
+        batch = augment(buffer, identities(comm.rank, total, size))
+        assert batch.sizes[0] == size
+        assert_consistent(batch)
+        total += size
+    assert buffer.seen == total
+
+
+def test_the_batch_before_may_be_submitted_again(make, comm):
+    """Rows of one set are arguments while the other is filled."""
+    buffer = make(fields=MANY_FIELDS, draws=(4,))
+    ids = identities(comm.rank, 0, 6)
+    batch = augment(buffer, ids)
+    again = buffer.augment(y=batch["y"][:6], task=batch["task"][:6], **{name: batch[name][:6] for name in MANY_FIELDS})
+    assert torch.equal(again["i64"][:6], ids)
+    assert_consistent(again)
+
+
+def test_augment_and_submit_may_be_mixed(make, comm):
+    buffer = make(draws=(500,), capacity=500 * comm.size)
+    first = buffer.augment(id=identities(comm.rank, 0, 4), y=torch.zeros(4, dtype=torch.int64))
+    assert buffer.wait()[0]["id"].numel() == 4 * comm.size
+    feed(buffer, identities(comm.rank, 4, 4))
+    second = buffer.augment(id=identities(comm.rank, 8, 4), y=torch.zeros(4, dtype=torch.int64))
+    assert (first.sizes, second.sizes) == ((4, 0), (4, 8 * comm.size))
+
+
+def test_negative_rows_are_refused(make):
+    with pytest.raises(ValueError, match="rows"):
+        make().rows(-1)
+
+
+def test_counters_say_what_was_submitted_and_stored(make, comm):
+    buffer = make(capacity=10 * comm.size + 1)
+    share = 10 + (comm.rank == 0)
+    for step in range(4):
+        feed(buffer, identities(comm.rank, 7 * step, 7), torch.tensor([5, 5, -1, 5, 5, 8, 5]))
+        buffer.wait()
+    assert (buffer.seen, len(buffer)) == (28, share)
+    assert buffer.capacity == buffer.global_size == 10 * comm.size + 1
+    assert set(buffer.class_counts()) == {5, -1, 8}
+    assert sorted(buffer.class_counts().values()) == ([3, 4, 4] if share == 11 else [3, 3, 4])
+
+
+@pytest.mark.parametrize("capacity_per_rank", [5, 5.75])
+def test_the_shares_of_all_ranks_add_up_to_the_capacity(make, comm, capacity_per_rank):
+    """rehearsal.md 6.2-11: rounding down loses the budget at scale."""
+    capacity = int(capacity_per_rank * comm.size)
+    buffer = make(capacity=capacity, policy="fifo", scope="local")
+    feed(buffer, identities(comm.rank, 0, 50))
+    assert len(buffer) == capacity // comm.size + (comm.rank < capacity % comm.size)
+    assert buffer.global_size == capacity
+
+
+def test_timings_count_every_call(make, comm):
+    """rehearsal.md 5.7, anchors.md A.3-10: the reference reports zeros."""
+    buffer = make()
+    for step in range(5):
+        feed(buffer, identities(comm.rank, 4 * step, 4))
+        buffer.wait()
+    buffer.drain()
+    stats = buffer.timings()
+    assert {"submit", "insert", "plan", "fetch", "wait"} <= stats.keys()
+    for name in ("submit", "wait"):
+        assert stats[name]["count"] == 5
+        assert 0 < stats[name]["p50_ms"] <= stats[name]["p95_ms"]
+
+
+def test_the_context_manager_closes(make, comm):
+    with make() as buffer:
+        feed(buffer, identities(comm.rank, 0, 4))
+    with pytest.raises(RuntimeError, match="closed"):
+        buffer.wait()
+
+
+def test_ranks_say_where_a_sample_lies(make, comm):
+    buffer = make(draws=(1000,))
+    buffer.wait()
+    feed(buffer, identities(comm.rank, 0, 4))
+    (draw,) = buffer.wait()
+    assert torch.equal(draw["rank"], draw["id"] // PER_RANK)
+    assert sorted(draw["rank"].unique().tolist()) == list(range(comm.size))

@@ -1,0 +1,61 @@
+"""One rank of test_buffer_dead_peer.py: `dead_peer_worker.py FOLDER VICTIM`. The victim kills itself in mid-loop."""
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from reprise.buffer import Field, RehearsalBuffer
+from reprise.runtime import dist
+
+DIES_AT, LAST = 20, 60
+
+
+class Kept(logging.Handler):
+    """Every message of level ERROR."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def main(folder: Path, victim: int) -> None:
+    kept = Kept()
+    logging.getLogger().addHandler(kept)
+    comm = dist.init()
+    buffer = RehearsalBuffer(
+        fields={"id": Field((), torch.int64)}, capacity=40 * comm.size, draws=(4,), implementation="python"
+    )
+    before, after, sizes = set(), set(), set()
+    for step in range(LAST):
+        if step == DIES_AT and comm.rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ids = torch.arange(6) + 1000 * step
+        batch = buffer.augment(id=ids, y=ids % 3)
+        drawn = batch["rank"][batch.sizes[0] :].tolist()
+        if step < DIES_AT:
+            before |= set(drawn)
+        elif step > DIES_AT + 2:
+            after |= set(drawn)
+            sizes.add(len(drawn))
+    report = {
+        "errors": kept.messages,
+        "ranks_before": sorted(before),
+        "ranks_after": sorted(after),
+        "draw_sizes_after": sorted(sizes),
+    }
+    (folder / f"rank-{comm.rank}.json").write_text(json.dumps(report))
+    buffer.close()
+    buffer.close()
+    comm.abort(3)  # there is no orderly end without the dead rank
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,53 @@
+"""A buffer saved by some number of processes and restored by another: nothing lost or doubled, and the stream goes on."""
+
+import json
+from pathlib import Path
+
+import launch
+import pytest
+
+WORKER = Path(__file__).with_name("reshard_worker.py")
+POLICIES = ("class_balanced", "reservoir", "fifo")
+
+
+def launcher():
+    return next(name for name in ("torchrun", "horovodrun", "mpirun") if name in launch.available())
+
+
+def stage(folder, num_ranks, first, last):
+    """Continue (or begin) the stream with samples first .. last - 1 on `num_ranks` ranks; what they report, by policy."""
+    name = launcher() if num_ranks > 1 else "python"
+    finished = launch.run(
+        name, num_ranks, [WORKER, folder, first, last], env={"REPRISE_TIMEOUT": "60", "OMP_NUM_THREADS": "1"}, timeout=120
+    )
+    assert finished.returncode == 0, finished.output[-4000:]
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("sizes", [(2, 4, 1), (4, 2), (3, 2)])
+def test_contents_survive_other_numbers_of_ranks_and_the_stream_goes_on(tmp_path, sizes):
+    """anchors.md C.4b. The worker checks each sample's fields; here the whole is put together."""
+    per_stage, capacity = 120, 48
+    previous = None
+    for index, num_ranks in enumerate(sizes):
+        first = index * per_stage
+        report = stage(tmp_path, num_ranks, first, first + per_stage)
+        for policy in POLICIES:
+            got = report[policy]
+            if previous is not None:
+                before = sorted(sum(previous[policy]["stored"], []))
+                assert sorted(sum(got["restored"], [])) == before
+                sizes_per_rank = [len(ids) for ids in got["restored"]]
+                assert max(sizes_per_rank) - min(sizes_per_rank) <= 1
+                assert sum(got["seen_at_start"]) == first
+            stored = sum(got["stored"], [])
+            assert len(set(stored)) == len(stored) == capacity
+            assert sum(got["seen"]) == first + per_stage
+            assert got["drawn_everything"] == [sorted(stored)] * num_ranks
+        newest = range(first + per_stage - capacity, first + per_stage)
+        assert sorted(sum(report["fifo"]["stored"], [])) == list(newest)
+        for counts in report["class_balanced"]["class_counts"]:
+            assert max(counts) - min(counts) <= 1
+            assert len(counts) == 3
+        previous = report

@@ -1,0 +1,82 @@
+"""What `pip install .` puts into site-packages: `reprise` and its metadata, importable from any folder.
+
+Builds one wheel with the packages of the running environment; no network.
+Design, section 2: one import name, and nothing else.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+IN_WHEEL = ("backbone", "buffer", "cl_models", "cpp_loader", "report", "runtime", "scenarios", "train")
+IMPORTS = "import reprise, reprise.buffer, reprise.main, reprise.cpp_loader; print(reprise.cpp_loader.available())"
+
+
+def build(folder: Path, **environ: str) -> Path:
+    """A wheel of a copy of the checkout: a build leaves files behind, and the copy has litter on purpose."""
+    copy = folder / "copy of checkout"
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", ".wheels", "build", "results", "__pycache__")
+    )
+    (copy / "litter.py").write_text("")
+    (copy / "runtime" / "__pycache__").mkdir()
+    (copy / "runtime" / "__pycache__" / "litter.pyc").write_bytes(b"")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(copy)]
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **environ}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("reprise-*.whl"))
+
+
+def imported_from(wheel: Path, folder: Path) -> str:
+    """Install into a folder of its own, import from yet another one; what the import says."""
+    target, elsewhere = folder / "site", folder / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    assert {path.name.split("-")[0] for path in target.iterdir()} <= {"reprise", "bin"}
+    # The editable install of the running environment must not answer in its place.
+    code = (
+        f"import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]; {IMPORTS}"
+    )
+    code += f"; assert reprise.main.__file__.startswith({str(target)!r}), reprise.main.__file__"
+    env = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, env=env, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
+    assert all(name.startswith("reprise/") for name in names)
+    top = {name.split("/")[1] for name in names}
+    assert {"__init__.py", "main.py", "config.yaml", *IN_WHEEL} <= top
+    assert top <= {"__init__.py", "main.py", "sweep.py", "config.yaml", "sweep.yaml", *IN_WHEEL}
+    assert {Path(name).suffix for name in names} <= {".py", ".pyi", ".so", ".yaml"}
+
+
+def test_wheel_holds_every_module_of_the_checkout(wheel: Path) -> None:
+    here = {f"reprise/{path.relative_to(ROOT)}" for folder in IN_WHEEL for path in (ROOT / folder).rglob("*.py")}
+    assert here <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_wheel_imports_with_its_engine_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+    assert imported_from(wheel, tmp_path) == "True"
+
+
+def test_without_a_compiler_it_installs_without_the_engine(tmp_path: Path) -> None:
+    (tmp_path / "build").mkdir()
+    assert imported_from(build(tmp_path / "build", CXX="/bin/false"), tmp_path) == "False"

@@ -1,0 +1,105 @@
+"""Loaders: whole batches, raw, in the sampler's order, with or without worker processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reprise.scenarios.loader import eval_loader, train_loader
+from reprise.scenarios.sampler import EvalSampler, TrainSampler
+from reprise.scenarios.task import ArrayDataset
+
+
+def numbered(num: int) -> ArrayDataset:
+    """Samples whose pixels say which label they have."""
+    y = torch.arange(num)
+    return ArrayDataset(y.to(torch.uint8).view(num, 1, 1, 1).expand(num, 2, 3, 3).contiguous(), y)
+
+
+def sampler_of(rank: int = 0, world_size: int = 1) -> TrainSampler:
+    return TrainSampler(50, 8, rank=rank, world_size=world_size, seed=3, task=0)
+
+
+# A program of its own, because worker processes import what they run, and test modules cannot be imported.
+DRAWS_OF_WORKERS = """
+import random, sys, numpy, torch
+from reprise.scenarios.loader import train_loader
+from reprise.scenarios.sampler import TrainSampler
+from reprise.scenarios.task import ArrayDataset
+
+class Draws(ArrayDataset):
+    def __getitems__(self, indices):
+        draws = [torch.rand(()).item(), random.random(), numpy.random.rand()]
+        return torch.tensor(draws, dtype=torch.float64), torch.tensor(indices)
+
+if __name__ == "__main__":
+    for rank in (0, 0, 1):
+        sampler = TrainSampler(50, 8, rank=rank, world_size=2, seed=3, task=0)
+        batches = list(train_loader(Draws(torch.zeros(50, 1), torch.zeros(50).long()), sampler, workers=1))
+        as_sampled = [indices.tolist() for _, indices in batches] == list(sampler)
+        print(as_sampled, *torch.cat([x for x, _ in batches]).tolist())
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_are_the_samplers_and_stay_raw(rank: int) -> None:
+    sampler = sampler_of(rank, 2)
+    expected = list(sampler)
+    got = list(train_loader(numbered(50), sampler))
+    assert [y.tolist() for _, y in got] == expected
+    for x, y in got:
+        assert x.dtype == torch.uint8
+        assert x.shape == (len(y), 2, 3, 3)
+        assert torch.equal(x[:, 1, 2, 2].long(), y)
+
+
+def test_epochs_follow_set_epoch() -> None:
+    sampler = sampler_of()
+    loader = train_loader(numbered(50), sampler)
+    epochs = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        epochs.append([y.tolist() for _, y in loader])
+    assert epochs[0] == epochs[2] != epochs[1]
+
+
+def test_evaluation_reads_its_share_in_order() -> None:
+    got = [y for _, y in eval_loader(numbered(50), EvalSampler(50, 8, rank=1, world_size=3))]
+    assert torch.cat(got).tolist() == list(range(16, 33))
+    assert list(eval_loader(numbered(1), EvalSampler(1, 8, rank=0, world_size=2))) == []
+
+
+def test_loading_leaves_the_global_random_numbers_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    list(train_loader(numbered(50), sampler_of()))
+    list(eval_loader(numbered(50), EvalSampler(50, 8, rank=0, world_size=1)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.timeout(180)
+def test_workers_load_the_samplers_batches_and_draw_their_own_random_numbers_per_rank(tmp_path: Path) -> None:
+    """rehearsal.md 6.1-12: the reference's ranks share one seed, so that their workers draw the same numbers."""
+    program = tmp_path / "draws.py"
+    program.write_text(DRAWS_OF_WORKERS)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["True"] * 3
+    first, again, other = (line[1:] for line in lines)
+    assert len(first) == 3 * 3  # the last step would be one sample per rank
+    assert first == again
+    assert not set(first) & set(other)
+
+
+def test_workers_hand_over_whole_raw_batches_epoch_after_epoch() -> None:
+    sampler = sampler_of()
+    loader = train_loader(numbered(50), sampler, workers=2)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        got = list(loader)
+        assert [y.tolist() for _, y in got] == list(sampler)
+        assert all(torch.equal(x[:, 0, 0, 0].long(), y) for x, y in got)
+        assert got[0][0].dtype == torch.uint8
