@@ -34,9 +34,8 @@ class HorovodCommunicator(Communicator):
             os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
             os.environ.pop("HOROVOD_AUTOTUNE", None)
         self._hvd = _import(launch)
-        token = watchdog.arm("the start of Horovod")
-        self._hvd.init()
-        watchdog.disarm(token)
+        with watchdog.watch("the start of Horovod"):
+            self._hvd.init()
         if self._hvd.size() != launch.size:
             raise UserError(
                 f"{launch.launcher} started {launch.size} processes but Horovod sees {self._hvd.size()}: it was not "

@@ -43,14 +43,15 @@ class TorchCommunicator(Communicator):
     def __init__(self, launch: Launch, watchdog: Watchdog, *, deterministic: bool) -> None:
         cuda = torch.cuda.is_available()
         store = _meet(launch, watchdog.limit_s)
-        # Far beyond the watchdog's limit, because the watchdog's message says more than Gloo's.
-        td.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=store,
-            rank=launch.rank,
-            world_size=launch.size,
-            timeout=timedelta(seconds=2 * watchdog.limit_s + 60),
-        )
+        # Gloo's own limit is far beyond the watchdog's, whose message says more.
+        with watchdog.watch("the start of torch.distributed"):
+            td.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=store,
+                rank=launch.rank,
+                world_size=launch.size,
+                timeout=timedelta(seconds=2 * watchdog.limit_s + 60),
+            )
         self._ops: Mapping[str, td.ReduceOp.RedOpType] = {
             "mean": td.ReduceOp.SUM,
             "sum": td.ReduceOp.SUM,

@@ -9,7 +9,9 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: starting again may work
 
@@ -40,6 +42,15 @@ class Watchdog:
         """Stop watching."""
         del self._entries[token]
 
+    @contextmanager
+    def watch(self, what: str) -> Iterator[None]:
+        """arm() and disarm() around a block, for where a microsecond does not matter."""
+        token = self.arm(what)
+        try:
+            yield
+        finally:
+            self.disarm(token)
+
     def _unpark(self) -> None:
         with self._wake:
             if self._thread is None:
@@ -63,7 +74,7 @@ class Watchdog:
                     self._end(what, waited)
                 self._wake.wait(self.limit_s - waited)
 
-    def _end(self, what: str, waited: float) -> Any:
+    def _end(self, what: str, waited: float) -> NoReturn:
         line = (
             f"reprise: {self._who}: {what} has waited {waited:.0f} s for the other ranks, limit {self.limit_s:g} s "
             f"(REPRISE_TIMEOUT): a rank is stuck or gone; ending with exit code {EXIT_CODE}\n"

@@ -14,7 +14,9 @@ DTYPES = [
 @pytest.mark.parametrize("policy", ["class_balanced", "reservoir", "fifo"])
 @pytest.mark.parametrize("candidates", [None, 3])
 def test_every_row_drawn_is_one_sample_in_all_its_parts(make, comm, policy, candidates):
-    buffer = started(make(fields=MANY_FIELDS, capacity=23 * comm.size, draws=(9, 4), policy=policy, candidates=candidates))
+    buffer = started(
+        make(fields=MANY_FIELDS, capacity=23 * comm.size, draws=(9, 4), policy=policy, candidates=candidates)
+    )
     ranks = set()
     for step in range(25):
         ids = identities(comm.rank, 11 * step, (step * 3 + comm.rank) % 12)

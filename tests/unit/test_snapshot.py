@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))  # thread_comm i
 from thread_comm import run_ranks  # noqa: E402
 
 FIELDS = {"id": Field((), torch.int64), "u16": Field((3,), torch.uint16)}
-REPLICATES = 150
+REPLICATES = 70
 
 
 def arguments(comm, policy, capacity=24, **changes):
