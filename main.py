@@ -214,7 +214,7 @@ def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
             concatenate_tasksets=tasksets.concatenate_tasksets,
             class_order_seed=tasksets.class_order_seed,
             download=download,
-            given=bool(tasksets.given),
+            given=tasksets.splits,
         )
 
     if options.download:

@@ -177,7 +177,7 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def as_words(tensor: Tensor) -> Tensor:
-    """The same memory as integers of the same width: torch cannot index every dtype (uint16, uint32, uint64, float8)."""
+    """The same memory as integers of the same width: torch cannot index every dtype (uint16, float8 and others)."""
     word = _WORDS.get(tensor.dtype.itemsize)
     return tensor if word is None else tensor.view(word)
 

@@ -90,7 +90,7 @@ class BufferConfig(Section):
 
 
 class TasksetsConfig(Section):
-    """How the data set becomes a sequence of tasks. With no key given at all, the whole data set is one task."""
+    """How the data set becomes a sequence of tasks. Without a key that splits it, the whole data set is one task."""
 
     example: ClassVar[str] = "{'scenario': 'class', 'initial_increment': 4, 'increment': 3}"
     scenario: Literal["class", "instance"] = Field(
@@ -109,6 +109,11 @@ class TasksetsConfig(Section):
     class_order_seed: FromZero | None = Field(
         default=None, description="seed that shuffles the classes; none: natural order"
     )
+
+    @property
+    def splits(self) -> bool:
+        """Whether a key says how to split the data set; epochs and the like alone do not."""
+        return bool({"scenario", "initial_increment", "increment", "num_tasks"} & self.given.keys())
 
     @model_validator(mode="after")
     def _keys_fit_the_scenario(self) -> "TasksetsConfig":
@@ -304,7 +309,7 @@ class Options(
     @property
     def run_name(self) -> str:
         """The run's folder inside results_dir."""
-        scenario = self.tasksets_config.scenario if self.tasksets_config.given else "one-task"
+        scenario = self.tasksets_config.scenario if self.tasksets_config.splits else "one-task"
         return self.save_dir or f"{self.dataset}-{self.model}-{scenario}-{self.seed}"
 
     def _epochs_per_task(self) -> list[int]:

@@ -59,7 +59,7 @@ def distinct_below(words: Callable[[int], UInt64s], bounds: Int64s, groups: Int6
     """For each entry v an integer in [0, bounds[v]); entries of the same group get different ones.
 
     Round k asks `words(k)` for one word per entry. Entries still without a value take theirs in ascending order; a
-    value that its group already holds sends the entry to the next round. Every ordered choice is equally likely, because
+    value that its group already holds sends the entry to the next round. Every ordered choice is equally likely, as
     renaming the values of a group changes nothing in this procedure. A group must not ask for more values than exist.
     """
     values = np.zeros(len(bounds), dtype=np.int64)

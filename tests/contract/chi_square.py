@@ -27,7 +27,7 @@ def inclusion_p(counts: npt.ArrayLike, replicates: int, size: int) -> float:
 
 
 def varying_inclusion_p(counts: npt.ArrayLike, replicates: int) -> float:
-    """As `inclusion_p`, for choices whose size varies from one to the next; the sum is then not fixed (conservative)."""
+    """As `inclusion_p`, for choices whose size varies; their sum is then not fixed, which is conservative."""
     observed = np.asarray(counts, dtype=np.float64)
     share = observed.mean() / replicates
     statistic = ((observed - observed.mean()) ** 2).sum() / (replicates * share * (1 - share))

@@ -51,7 +51,7 @@ def comm() -> Communicator:
     return dist.init()
 
 
-@pytest.fixture()
+@pytest.fixture
 def make(implementation: str) -> Iterator[Callable[..., RehearsalBuffer]]:
     """Builds buffers of one int64 field "id", capacity 64 per rank, one draw of 8; closes them after the test."""
     built: list[RehearsalBuffer] = []
@@ -67,7 +67,7 @@ def make(implementation: str) -> Iterator[Callable[..., RehearsalBuffer]]:
         buffer.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(comm: Communicator) -> Iterator[Path]:
     """An empty folder that all ranks share, removed when all have finished."""
     path = Path(comm.broadcast_object(tempfile.mkdtemp(prefix="contract-") if comm.rank == 0 else ""))

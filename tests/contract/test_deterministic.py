@@ -1,4 +1,4 @@
-"""Contract 5: contents and draws follow from seed, world size and batches, not from timing. Same for every implementation."""
+"""Contract 5: contents and draws follow from seed, world size and batches, not from timing or implementation."""
 
 import json
 import random

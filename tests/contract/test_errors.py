@@ -1,4 +1,4 @@
-"""Contract 7: mistakes are ValueErrors of one line that name field, got and expected; nothing of the batch is stored."""
+"""Contract 7: mistakes are ValueErrors of one line that name field, got and expected; nothing is stored then."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_a_wrong_batch_is_refused_with_one_line_and_leaves_no_trace(make, method
     arguments, words = WRONG_BATCHES[wrong]
     buffer = started(make(fields=FIELDS, draws=(50,)))
     buffer.submit(**batch(4))
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError) as caught:
         getattr(buffer, method)(**arguments)
     one_line_with(caught, words)
     assert (len(buffer), buffer.seen) == (4, 4)
@@ -89,7 +89,7 @@ WRONG_ARGUMENTS = {
 @pytest.mark.parametrize("wrong", WRONG_ARGUMENTS)
 def test_a_wrong_argument_is_refused_with_one_line(wrong):
     arguments, words = WRONG_ARGUMENTS[wrong]
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError) as caught:
         RehearsalBuffer(**{"fields": FIELDS, "capacity": 100, "implementation": "python", **arguments})
     one_line_with(caught, words)
 
@@ -139,7 +139,7 @@ def restore(folder, implementation, **changes):
     return RehearsalBuffer.restore(folder, **arguments)
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(make, comm, folder):
     """A folder with a saved buffer of capacity 64."""
     buffer = make(fields=FIELDS, capacity=64)
@@ -162,7 +162,7 @@ def saved(make, comm, folder):
     ],
 )
 def test_a_buffer_of_another_kind_is_not_restored(saved, implementation, changes, words):
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError) as caught:
         restore(saved, implementation, **changes)
     one_line_with(caught, words)
 

@@ -1,4 +1,4 @@
-"""Contract 3 through whole buffers: what is stored after a stream. The policies alone are in tests/unit/test_policies.py."""
+"""Contract 3 through whole buffers: what is stored after a stream. Policies alone: tests/unit/test_policies.py."""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
-"""A buffer saved by some number of processes and restored by another: nothing lost or doubled, and the stream goes on."""
+"""A buffer saved by some number of processes and restored by another: nothing is lost, and the stream goes on."""
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import launch
@@ -15,7 +16,7 @@ def launcher():
 
 
 def stage(folder, num_ranks, first, last):
-    """Continue (or begin) the stream with samples first .. last - 1 on `num_ranks` ranks; what they report, by policy."""
+    """Continue (or begin) the stream with samples first .. last - 1 on `num_ranks` ranks; their report, by policy."""
     name = launcher() if num_ranks > 1 else "python"
     finished = launch.run(
         name,
@@ -40,18 +41,20 @@ def test_contents_survive_other_numbers_of_ranks_and_the_stream_goes_on(tmp_path
         for policy in POLICIES:
             got = report[policy]
             if previous is not None:
-                before = sorted(sum(previous[policy]["stored"], []))
-                assert sorted(sum(got["restored"], [])) == before
+                before = sorted(chain(*previous[policy]["stored"]))
+                assert sorted(chain(*got["restored"])) == before
                 sizes_per_rank = [len(ids) for ids in got["restored"]]
                 assert max(sizes_per_rank) - min(sizes_per_rank) <= 1
                 assert sum(got["seen_at_start"]) == first
-            stored = sum(got["stored"], [])
+            stored = list(chain(*got["stored"]))
             assert len(set(stored)) == len(stored) == capacity
             assert sum(got["seen"]) == first + per_stage
             assert got["drawn_everything"] == [sorted(stored)] * num_ranks
         newest = range(first + per_stage - capacity, first + per_stage)
-        assert sorted(sum(report["fifo"]["stored"], [])) == list(newest)
+        assert sorted(chain(*report["fifo"]["stored"])) == list(newest)
         for counts in report["class_balanced"]["class_counts"]:
-            assert max(counts) - min(counts) <= 1
+            # The odd slots of several ranks may meet on one of the new ranks, and a class that had to give up samples
+            # cannot grow again without favouring the new ones.
+            assert max(counts) - min(counts) <= (1 if previous is None else 2)
             assert len(counts) == 3
         previous = report

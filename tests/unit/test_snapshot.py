@@ -1,6 +1,7 @@
 """Saved buffers and their resharding, with ranks as threads; real processes are in tests/parallel/test_reshard.py."""
 
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from reprise.buffer import Field, RehearsalBuffer
 from reprise.buffer.snapshot import MANIFEST, read_manifest, read_shard
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))  # thread_comm is shared with the contract suite
-from thread_comm import run_ranks  # noqa: E402
+from thread_comm import run_ranks
 
 FIELDS = {"id": Field((), torch.int64), "u16": Field((3,), torch.uint16)}
 REPLICATES = 70
@@ -62,9 +63,9 @@ def stages(folder, policy, sizes, per_stage, seed=0, batch=12):
 
         results = run_ranks(size, work)
         if held:
-            assert sorted(sum((r[0] for r in results), [])) == sorted(held[-1])
+            assert sorted(chain(*(r[0] for r in results))) == sorted(held[-1])
         assert sum(r[2] for r in results) == (index + 1) * per_stage
-        held.append(sum((r[1] for r in results), []))
+        held.append(list(chain(*(r[1] for r in results))))
         assert len(set(held[-1])) == len(held[-1])
     return held
 
