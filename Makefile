@@ -7,6 +7,9 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 CHOSEN := $(if $(filter command environment,$(origin PYTHON)),--python-was-chosen)
 LINTED := runtime buffer cl_models scenarios train report backbone cpp_loader main
 
+# horovodrun pipes its workers' output; this lets rank 0 draw its progress bar on the terminal all the same.
+ON_TERMINAL = if [ -t 2 ]; then export REPRISE_TERMINAL="$$(tty <&2)"; fi;
+
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
@@ -20,8 +23,10 @@ setup:  ## make .venv, install the pinned packages, build Horovod and the C++ en
 	@$(PYTHON) scripts/setup_env.py $(CHOSEN)
 
 demo: setup  ## two Horovod workers learn handwritten digits, without rehearsal and with it
-	$(IN_VENV) horovodrun --gloo -np 2 $(BIN)/python main.py --config demo-vanilla
-	$(IN_VENV) horovodrun --gloo -np 2 $(BIN)/python main.py --config demo-er
+	@rm -rf results/demo-vanilla results/demo-er
+	@$(ON_TERMINAL) $(IN_VENV) horovodrun --gloo -np 2 $(BIN)/python main.py --config demo-vanilla
+	@$(ON_TERMINAL) $(IN_VENV) horovodrun --gloo -np 2 $(BIN)/python main.py --config demo-er
+	@$(BIN)/python -m reprise.report results/demo-vanilla results/demo-er
 	@echo "Pictures:"; ls results/demo-vanilla/*.png results/demo-er/*.png
 
 test: setup  ## every test that needs no GPU

@@ -113,7 +113,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         backward_passes_per_step=options.batches_per_allreduce,
     )
     strategy = _strategy(options, scenario, network, model, optimizer, buffer, device, comm, spans)
-    if source:
+    if source and resumed:
         checkpoint.load(source, strategy, comm)
         logger.info("resumed from %s: %d task(s) done", source, resumed.tasks_done)
 
@@ -274,9 +274,13 @@ def _buffer(
     if not STRATEGIES.get(options.model).uses_buffer:
         return None
     config = options.buffer_config
-    arguments = {
+    capacity = config.capacity
+    if capacity is None:
+        assert config.rehearsal_ratio is not None, "one of the two always has a value"
+        capacity = int(scenario.total_train_samples() * config.rehearsal_ratio / 100)
+    arguments: dict[str, Any] = {
         "fields": {"x": _stored_field(options, scenario)},
-        "capacity": config.capacity or int(scenario.total_train_samples() * config.rehearsal_ratio / 100),
+        "capacity": capacity,
         "draws": (config.num_representatives,),
         "candidates": config.num_candidates,
         "policy": config.policy,
@@ -357,9 +361,9 @@ def _sinks(resolved: "Resolved[Options]", folder: "RunFolder | None") -> "SinkLi
     """Where metrics go; nowhere on ranks without a run folder."""
     from reprise.report import sinks
 
-    options, chosen = resolved.options, []
+    options, chosen = resolved.options, list[sinks.Sink]()
     if folder:
-        chosen = [sinks.CsvSink(folder.metrics_csv), sinks.JsonlSink(folder.metrics_jsonl)]
+        chosen += [sinks.CsvSink(folder.metrics_csv), sinks.JsonlSink(folder.metrics_jsonl)]
         if options.tensorboard:
             chosen.append(sinks.TensorBoardSink(folder.tensorboard))
         if options.wandb_project:

@@ -25,7 +25,7 @@ def disk_errors(action: str, path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`: success puts it in the place of `path` in one step, failure leaves `path`."""
+    """Open a temporary file beside `path`: success moves it to `path` in one step, failure leaves `path` as it was."""
     path = Path(path)
     with disk_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ from reprise.runtime.dist import Communicator
 from reprise.runtime.spans import Spans
 from reprise.train.checkpoint import Progress
 
-
 _DRAW_EVERY_S = 30.0  # drawing takes the better part of a second, during which all ranks wait for rank 0
 
 

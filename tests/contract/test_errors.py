@@ -8,6 +8,7 @@ import torch
 from streams import contents, feed, identities, started
 
 from reprise.buffer import Field, RehearsalBuffer
+from reprise.runtime.errors import UserError
 
 FIELDS = {"x": Field((3, 4), torch.uint8), "logits": Field((5,), torch.float16)}
 
@@ -57,7 +58,7 @@ def test_a_wrong_batch_is_refused_with_one_line_and_leaves_no_trace(make, method
     arguments, words = WRONG_BATCHES[wrong]
     buffer = started(make(fields=FIELDS, draws=(50,)))
     buffer.submit(**batch(4))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         getattr(buffer, method)(**arguments)
     one_line_with(caught, words)
     assert (len(buffer), buffer.seen) == (4, 4)
@@ -89,7 +90,7 @@ WRONG_ARGUMENTS = {
 @pytest.mark.parametrize("wrong", WRONG_ARGUMENTS)
 def test_a_wrong_argument_is_refused_with_one_line(wrong):
     arguments, words = WRONG_ARGUMENTS[wrong]
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         RehearsalBuffer(**{"fields": FIELDS, "capacity": 100, "implementation": "python", **arguments})
     one_line_with(caught, words)
 
@@ -162,7 +163,7 @@ def saved(make, comm, folder):
     ],
 )
 def test_a_buffer_of_another_kind_is_not_restored(saved, implementation, changes, words):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         restore(saved, implementation, **changes)
     one_line_with(caught, words)
 

@@ -6,6 +6,7 @@ from chi_square import REJECT, inclusion_p, varying_inclusion_p
 from streams import PER_RANK, contents, feed, identities
 
 REPLICATES = 150
+FIRST_SEED = 1000
 
 
 def counts_of(stored, total):
@@ -20,7 +21,7 @@ def offer(buffer, comm, first, count, batch_size, labels=None):
 
 def reservoir_counts(make, comm, total, share, candidates, halfway):
     counts = torch.zeros(total, dtype=torch.int64)
-    for seed in range(REPLICATES):
+    for seed in range(FIRST_SEED, FIRST_SEED + REPLICATES):
         arguments = {
             "capacity": share * comm.size,
             "policy": "reservoir",
@@ -94,7 +95,7 @@ def test_class_balanced_is_a_reservoir_inside_each_class(make, comm):
     """One class after the other, as in a class-incremental stream (rehearsal.md 5.3: forgetting by recency)."""
     labels = torch.arange(3).repeat_interleave(20)
     counts = torch.zeros(60, dtype=torch.int64)
-    for seed in range(REPLICATES):
+    for seed in range(FIRST_SEED, FIRST_SEED + REPLICATES):
         buffer = make(capacity=12 * comm.size, draws=(), seed=seed, scope="local")
         offer(buffer, comm, 0, 60, 9, labels)
         counts += counts_of(contents(buffer), 60)

@@ -1,19 +1,16 @@
-"""Jobs of several processes that go wrong: every rank ends, quickly, with one line that says why, and nothing is lost."""
+"""Jobs of several processes that go wrong: every rank ends, quickly, one line says why, and nothing is lost."""
 
 import json
 import re
-import sys
 import time
 from pathlib import Path
 
+import launch
 import pytest
+
 from reprise.main import main
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # importlib mode leaves test folders off the path
-
-import launch  # noqa: E402
-
 DIGITS = ["--dataset", "digits", "--backbone", "mlp", "--batch-size", "16", "--warmup-epochs", "0"]
 TASKS = ["--tasksets-config", "{'increment': 5}"]
 ER = ["--model", "Er", "--buffer-config", "{'rehearsal_ratio': 30, 'implementation': 'python', 'deterministic': True}"]
@@ -26,7 +23,7 @@ def ours(output: str) -> list[str]:
 
 @pytest.mark.parametrize("launcher", launch.available())
 def test_a_worker_killed_in_mid_epoch_ends_every_rank_and_loses_no_checkpoint(tmp_path, launcher):
-    """"python": processes with no launcher above them, so the survivor has to notice for itself."""
+    """ "python": processes with no launcher above them, so the survivor has to notice for itself."""
     arguments = [*DIGITS, *TASKS, *ER, "--epochs", "4", "--results-dir", str(tmp_path), "--save-dir", "run"]
     # 21 steps per epoch: the first task ends after 84, the kill comes in the second.
     started = time.monotonic()

@@ -3,19 +3,16 @@
 import csv
 import json
 import re
-import sys
 from pathlib import Path
 
+import launch
 import numpy as np
 import pytest
 import torch
+
 from reprise.main import main
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # importlib mode leaves test folders off the path
-
-import launch  # noqa: E402
-
 DIGITS = ["--dataset", "digits", "--backbone", "mlp", "--epochs", "2", "--warmup-epochs", "0"]
 FIVE_TASKS = ["--tasksets-config", "{'increment': 2}"]
 ER = ["--model", "Er", "--buffer-config", "{'rehearsal_ratio': 30, 'implementation': 'python', 'deterministic': True}"]

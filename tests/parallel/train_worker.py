@@ -1,8 +1,8 @@
 """One rank of a training job for the tests: main.py with a fault or a check built in, chosen by the first argument.
 
-    train_worker.py plain ARGUMENTS...        main.py as it is
-    train_worker.py kill:RANK:STEP ...        rank RANK is killed (-9) before step STEP
-    train_worker.py labels ...                pixels say their label; every row trained on is checked
+train_worker.py plain ARGUMENTS...        main.py as it is
+train_worker.py kill:RANK:STEP ...        rank RANK is killed (-9) before step STEP
+train_worker.py labels ...                pixels say their label; every row trained on is checked
 """
 
 import os
@@ -10,6 +10,7 @@ import signal
 import sys
 
 import torch
+
 from reprise.buffer import RehearsalBuffer
 from reprise.main import main
 from reprise.runtime import dist
