@@ -3,6 +3,7 @@
 What torchrun starts, and what REPRISE_DIST=torch asks for where MASTER_ADDR and MASTER_PORT are set.
 """
 
+import gc
 import inspect
 import os
 from collections.abc import Mapping
@@ -128,6 +129,9 @@ class TorchCommunicator(Communicator):
         return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOSS_WORDS)
 
     def _shutdown(self) -> None:
+        # Gloo's threads are joined once nothing refers to the process group. A DistributedDataParallel that is garbage
+        # but not collected keeps it alive, and a thread that drops a tensor while the interpreter ends aborts it.
+        gc.collect()
         td.destroy_process_group()
 
     def _forget(self) -> None:

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from reprise.buffer import RehearsalBuffer
 from reprise.main import main
 from reprise.report.summary_schema import KEYS
+from reprise.runtime.dist import Communicator
 from reprise.scenarios.task import ArrayDataset
 
 DIGITS = ["--dataset", "digits", "--backbone", "mlp", "--epochs", "2", "--batch-size", "32", "--warmup-epochs", "0"]
@@ -182,3 +186,48 @@ def test_a_second_run_into_the_same_folder_keeps_the_first_ones_checkpoints_apar
     folder = tmp_path / "twice"
     assert len(list((folder / "checkpoints").iterdir())) == 2
     assert len(list((folder / "checkpoints.old-1").iterdir())) == 5
+
+
+def test_a_long_epoch_on_the_cpu_is_timed_from_its_first_step_on(tmp_path):
+    """rehearsal.md 6.1-6: the reference times steps 100 to 199 only, with CUDA events that a CPU does not have."""
+    folder = run(tmp_path, "long", "--batch-size", "8", "--epochs", "1")
+    with open(folder / "metrics.csv", newline="") as stream:
+        steps = [int(row["step"]) for row in csv.DictReader(stream) if row["split"] == "train"]
+    assert steps[-1] == 169, "1347 digits in batches of 8"
+    assert 0 < summary(folder)["step_ms"]["p50"] <= summary(folder)["step_ms"]["p95"]
+
+
+def test_metrics_cost_no_collective_per_step(tmp_path, monkeypatch):
+    """rehearsal.md 6.1-10, anchors.md A.3-3: a blocking allreduce for every metric of every step."""
+    calls = []
+    for name in ("allreduce", "allgather", "allgather_object", "broadcast_object", "alltoall", "barrier"):
+
+        def counted(self, *arguments, _call=getattr(Communicator, name), _name=name, **options):
+            calls.append(_name)
+            return _call(self, *arguments, **options)
+
+        monkeypatch.setattr(Communicator, name, counted)
+    run(tmp_path, "few", "--epochs", "1")
+    few = len(calls)
+    run(tmp_path, "many", "--epochs", "4")
+    assert len(calls) - few == few, "four times the steps, the same number of collectives"
+
+
+def test_a_terminated_run_takes_no_other_process_with_it(tmp_path):
+    """rehearsal.md 6.1-15: the reference's SIGTERM handler kills every multiprocessing process on the node."""
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # multiprocessing.spawn"])
+    arguments = [*DIGITS, "--epochs", "100000", "--results-dir", str(tmp_path), "--save-dir", "run"]
+    training = subprocess.Popen([sys.executable, "-m", "reprise.main", *arguments], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / "metrics.csv").exists():
+            assert time.monotonic() < deadline, "the run did not start"
+            time.sleep(0.1)
+        training.terminate()
+        assert training.wait(timeout=30) != 0
+        assert bystander.poll() is None
+    finally:
+        training.kill()
+        bystander.kill()
+        training.wait()
+        bystander.wait()
