@@ -84,7 +84,7 @@ def console() -> "Console":
     if not terminal or sys.stderr.isatty():
         return Console(stderr=True)
     try:
-        return Console(file=open(terminal, "w", encoding="utf-8"))  # noqa: SIM115: lives as long as the process
+        return Console(file=open(terminal, "w", encoding="utf-8"))
     except OSError as error:
         logging.getLogger(__name__).warning("cannot draw on REPRISE_TERMINAL '%s': %s", terminal, error.strerror)
         return Console(stderr=True)

@@ -200,13 +200,16 @@ def test_a_long_epoch_on_the_cpu_is_timed_from_its_first_step_on(tmp_path):
 def test_metrics_cost_no_collective_per_step(tmp_path, monkeypatch):
     """rehearsal.md 6.1-10, anchors.md A.3-3: a blocking allreduce for every metric of every step."""
     calls = []
+
+    def counting(call):
+        def counted(*arguments, **options):
+            calls.append(call.__name__)
+            return call(*arguments, **options)
+
+        return counted
+
     for name in ("allreduce", "allgather", "allgather_object", "broadcast_object", "alltoall", "barrier"):
-
-        def counted(self, *arguments, _call=getattr(Communicator, name), _name=name, **options):
-            calls.append(_name)
-            return _call(self, *arguments, **options)
-
-        monkeypatch.setattr(Communicator, name, counted)
+        monkeypatch.setattr(Communicator, name, counting(getattr(Communicator, name)))
     run(tmp_path, "few", "--epochs", "1")
     few = len(calls)
     run(tmp_path, "many", "--epochs", "4")
