@@ -38,7 +38,7 @@ test: setup  ## every test that needs no GPU
 lint: setup  ## style, format, types, C++ format
 	$(IN_VENV) ruff check .
 	$(IN_VENV) ruff format --check .
-	# mypy has to see the checkout under its import name, whatever the folder is called.
+	@# mypy has to see the checkout under its import name, whatever the folder is called.
 	@mkdir -p build/typed && ln -sfn "$(CURDIR)" build/typed/reprise
 	$(IN_VENV) MYPYPATH=build/typed mypy $(LINTED:%=-p reprise.%)
 	$(IN_VENV) clang-format --dry-run --Werror cpp_loader/*.cc cpp_loader/src/*.cc cpp_loader/src/*.h

@@ -138,10 +138,10 @@ class TorchCommunicator(Communicator):
         """Gloo does not wait for anyone when the interpreter ends."""
 
 
-def _meet(launch: Launch, limit_s: float) -> "td.Store":  # type: ignore[name-defined]
+def _meet(launch: Launch, limit_s: float) -> "td.Store":
     """Wait until every rank has come to the meeting point. Raises UserError naming its address and port."""
     if launch.size == 1 and "MASTER_ADDR" not in os.environ:
-        return td.HashStore()  # type: ignore[attr-defined]
+        return td.HashStore()
     for variable in ("MASTER_ADDR", "MASTER_PORT"):
         if variable not in os.environ:
             raise UserError(
@@ -151,7 +151,7 @@ def _meet(launch: Launch, limit_s: float) -> "td.Store":  # type: ignore[name-de
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
         store, _, _ = next(
-            td.rendezvous("env://", launch.rank, launch.size, timeout=timedelta(seconds=limit_s))  # type: ignore[attr-defined]
+            td.rendezvous("env://", launch.rank, launch.size, timeout=timedelta(seconds=limit_s))
         )
         # Only rank 0's store waits for the others by itself; nothing sent here may be mistaken for a lost peer later.
         store.add("reprise/here", 1)
