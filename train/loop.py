@@ -106,7 +106,7 @@ class Loop:
         for epoch in range(epochs):
             sampler.set_epoch(epoch)
             started, images, loss_of = perf_counter(), 0, _Mean()
-            title = f"task {task.index + 1}/{len(self.scenario.tasks)}, epoch {epoch + 1}/{epochs}"
+            title = f"task {task.index} ({task.index + 1}/{len(self.scenario.tasks)}), epoch {epoch + 1}/{epochs}"
             with EpochProgress(self.comm.rank == 0, len(sampler), title) as bar:
                 batches = iter(loader)
                 for step in range(len(sampler)):
@@ -162,7 +162,7 @@ class Loop:
         self._log_scores(task.index, scores)
         if self.comm.rank == 0:
             seen = scores.class_il[: task.index + 1]
-            logger.info("after task %d: mean accuracy on tasks seen %.3f", task.index + 1, seen.mean())
+            logger.info("after task %d: mean accuracy on tasks seen %.3f", task.index, seen.mean())
             self._on_evaluation(self.progress)
 
     def _log_scores(self, task: int, scores: Scores) -> None:
