@@ -13,6 +13,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,8 +134,8 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         spans=spans,
         on_evaluation=results.after_task if results else lambda progress: None,
     )
-    progress = loop.run(resumed)
-    sink.close()
+    with closing(sink):
+        progress = loop.run(resumed)
     stored = buffer.global_size if buffer else 0
     if results:
         summary = summarise(progress, spans, buffer, stored, comm, strategy=options.model, seed=options.seed)
