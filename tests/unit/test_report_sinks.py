@@ -6,6 +6,7 @@ import logging
 import resource
 import sys
 import types
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import pytest
@@ -17,13 +18,18 @@ ROW = MetricRow(task=1, epoch=0, step=30, split="test", metric="accuracy_task_0"
 HEADER = "task,epoch,step,split,metric,value\n"
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """Let files grow to 200 bytes: a write beyond fails like one on a full disk, after having written a part."""
+    """Let files grow to 200 bytes: a write beyond fails like one on a full disk, after having written a part.
+
+    Only around the write itself: pytest's own output may go to a file.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_csv_has_a_header_and_one_line_per_row_at_full_precision(tmp_path):
@@ -76,12 +82,11 @@ def test_a_line_cut_off_by_a_crash_is_removed_on_resume(tmp_path, sink_type):
 
 
 @pytest.mark.parametrize("sink_type", [CsvSink, JsonlSink])
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_is_one_line_and_leaves_whole_lines(tmp_path, sink_type):
     path = tmp_path / "metrics"
     sink = sink_type(path)
     sinks = SinkList([sink] * 20)
-    with pytest.raises(UserError, match=f"cannot write '{path}'") as caught:
+    with pytest.raises(UserError, match=f"cannot write '{path}'") as caught, small_files():
         sinks.log(ROW)
     sink.close()
     assert "\n" not in str(caught.value)
