@@ -23,7 +23,6 @@ setup:  ## make .venv, install the pinned packages, build Horovod and the C++ en
 	@$(PYTHON) scripts/setup_env.py $(CHOSEN)
 
 demo: setup  ## two Horovod workers learn handwritten digits, without rehearsal and with it
-	@rm -rf results/demo-vanilla results/demo-er
 	@$(ON_TERMINAL) $(IN_VENV) horovodrun --gloo -np 2 $(BIN)/python main.py --config demo-vanilla
 	@$(ON_TERMINAL) $(IN_VENV) horovodrun --gloo -np 2 $(BIN)/python main.py --config demo-er
 	@$(BIN)/python -m reprise.report results/demo-vanilla results/demo-er

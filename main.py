@@ -8,8 +8,8 @@ Exit codes: 0 done; 2 a mistake in the options or files, one line says which; 3 
 took longer than --timeout.
 """
 
-import itertools
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from reprise.runtime.dist import Communicator
     from reprise.runtime.spans import Spans
     from reprise.scenarios import Scenario
+    from reprise.train.checkpoint import Progress
     from reprise.train.loop import Settings
     from reprise.train.options import Options
     from reprise.train.regime import Regime
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BUG, USER_MISTAKE, PEER_LOST, INTERRUPTED = 1, 2, 3, 130
+DOWNLOAD_S = 3600.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,25 +48,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     from reprise.train import options
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    speaks = True
     try:
-        resolved = options.parse(arguments)
+        # Every rank reads the same options: their mistakes are said once.
+        speaks = launcher.detect().rank == 0
+        resolved = options.parse(arguments, _names())
         if resolved.print_config:
-            if launcher.detect().rank == 0:
+            if speaks:
                 print(resolved.describe())
             return 0
+        speaks = True
         comm = _start(resolved.options)
     except UserError as error:
-        _complain(error, launcher.detect().rank == 0)
-        return USER_MISTAKE
+        return _complain(error, speaks)
 
     try:
         train(resolved, comm, ["main.py", *arguments])
     except SharedUserError as error:
-        _complain(error, comm.rank == 0)
         comm.shutdown()
-        return USER_MISTAKE
+        return _complain(error, comm.rank == 0)
     except UserError as error:
-        code = _complain(error, True, USER_MISTAKE)
+        code = _complain(error, True)
     except PeerLost as error:
         code = _complain(error, True, PEER_LOST)
     except KeyboardInterrupt:
@@ -83,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str]) -> None:
     """Build the parts of a run, train, and write its results. Collective."""
-    from reprise.report import environment
-    from reprise.runtime import log, seeds
+    from reprise.report.run_folder import RunFolder
+    from reprise.runtime import seeds
     from reprise.runtime.spans import Spans
     from reprise.train import checkpoint
     from reprise.train.loop import Loop
@@ -93,11 +97,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
     options, spans, made_with = resolved.options, Spans(), _fingerprint(resolved.options)
     source = comm.agree(lambda: checkpoint.find(options.load_checkpoint) if options.load_checkpoint else None)
     resumed = comm.agree(lambda: checkpoint.read(source, made_with) if source else None)
-    folder = comm.agree(lambda: _run_folder(options, source) if comm.rank == 0 else None)
-    log.setup(options.log_level, comm.rank, folder.log if folder else None)
-    for warning in resolved.warnings if comm.rank == 0 else ():
-        logger.warning("%s", warning)
-    logger.info("%d rank(s), started by %s: %s over %s", comm.size, comm.launcher, comm.name, comm.backend)
+    folder = comm.agree(lambda: RunFolder(_run_path(options)) if comm.rank == 0 else None)
 
     device = _device(options, comm)
     scenario = _scenario(options, comm)
@@ -116,12 +116,6 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
     strategy = _strategy(options, scenario, network, model, optimizer, buffer, device, comm, spans)
     if source and resumed:
         checkpoint.load(source, strategy, comm)
-        logger.info("resumed from %s: %d task(s) done", source, resumed.tasks_done)
-
-    results = Results(folder, options.run_name) if folder else None
-    sink = comm.agree(lambda: _sinks(resolved, folder))
-    if folder:
-        folder.write_start(resolved.to_yaml(), command, environment.describe(comm.size, comm.launcher))
     loop = Loop(
         strategy,
         scenario,
@@ -130,12 +124,14 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         optimizer=optimizer,
         regime_for=regimes.__getitem__,
         buffer=buffer,
-        sink=sink,
         spans=spans,
-        on_evaluation=results.after_task if results else lambda progress: None,
     )
+
+    # Nothing is left that could refuse this run: only now may it touch what an earlier one left in the folder.
+    sink = comm.agree(lambda: _open(resolved, command, comm, folder, source, resumed))
+    results = Results(folder, options.run_name) if folder else None
     with closing(sink):
-        progress = loop.run(resumed)
+        progress = loop.run(sink, results.after_task if results else lambda _: None, resumed)
     stored = buffer.global_size if buffer else 0
     if results:
         summary = summarise(progress, spans, buffer, stored, comm, strategy=options.model, seed=options.seed)
@@ -147,17 +143,25 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
 # ---- from names to objects, in the order in which `train` needs them
 
 
-def _start(options: "Options") -> "Communicator":
-    """Check the names that need no data, then start the communication between the processes."""
+def _names() -> dict[str, list[str]]:
+    """The names that options can choose from."""
     from reprise.backbone import BACKBONES
     from reprise.cl_models import STRATEGIES
-    from reprise.runtime import dist, log
     from reprise.scenarios import DATASETS
 
-    BACKBONES.get(options.backbone)
-    STRATEGIES.get(options.model)
-    DATASETS.get(options.dataset)
-    comm = dist.init(deterministic=options.buffer_config.deterministic, timeout=options.timeout)
+    return {"backbone": BACKBONES.names(), "model": STRATEGIES.names(), "dataset": DATASETS.names()}
+
+
+def _start(options: "Options") -> "Communicator":
+    """Start the communication between the processes."""
+    from reprise.runtime import dist, log
+
+    if options.no_cuda:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything, Horovod and NCCL included, looks for a GPU
+    timeout = options.timeout
+    if options.download and timeout is None:
+        timeout = DOWNLOAD_S  # the other ranks wait in a collective while rank 0 downloads
+    comm = dist.init(deterministic=options.buffer_config.deterministic, timeout=timeout)
     log.setup(options.log_level, comm.rank)
     return comm
 
@@ -168,22 +172,16 @@ def _fingerprint(options: "Options") -> dict[str, Any]:
         "dataset": options.dataset,
         "tasksets_config": options.tasksets_config.model_dump(mode="json", exclude={"epochs"}),
         "backbone": options.backbone,
+        "backbone_config": _free_keys(options),
         "model": options.model,
+        "model_config": options.strategy_config.model_dump(mode="json"),
+        "training_only": options.training_only,
         "seed": options.seed,
     }
 
 
-def _run_folder(options: "Options", source: Path | None) -> "RunFolder":
-    from reprise.report.run_folder import RunFolder
-
-    path = Path(options.results_dir) / options.run_name
-    resume = source is not None and path.resolve() in source.resolve().parents
-    folder = RunFolder(path, resume=resume)
-    if folder.checkpoints.exists() and not resume:
-        # Another run's: kept, but where --load-checkpoint of this folder does not take them for this run's.
-        number = next(n for n in itertools.count(1) if not (path / f"checkpoints.old-{n}").exists())
-        folder.checkpoints.rename(path / f"checkpoints.old-{number}")
-    return folder
+def _run_path(options: "Options") -> Path:
+    return Path(options.results_dir) / options.run_name
 
 
 def _device(options: "Options", comm: "Communicator") -> "torch.device":
@@ -193,7 +191,7 @@ def _device(options: "Options", comm: "Communicator") -> "torch.device":
         torch.use_deterministic_algorithms(True)
         # Filling fresh memory would touch every page of the rehearsal buffer.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if torch.cuda.is_available() and not options.no_cuda:
+    if torch.cuda.is_available():
         return torch.device("cuda", comm.local_rank % torch.cuda.device_count())
     return torch.device("cpu")
 
@@ -358,19 +356,60 @@ def _strategy(
     return STRATEGIES.get(options.model)(parts)
 
 
-def _sinks(resolved: "Resolved[Options]", folder: "RunFolder | None") -> "SinkList":
-    """Where metrics go; nowhere on ranks without a run folder."""
-    from reprise.report import sinks
+def _open(
+    resolved: "Resolved[Options]",
+    command: list[str],
+    comm: "Communicator",
+    folder: "RunFolder | None",
+    source: Path | None,
+    resumed: "Progress | None",
+) -> "SinkList":
+    """Start writing into the run's folder; returns where metrics go. Nothing on ranks without a folder."""
+    from reprise.report import environment, sinks
+    from reprise.runtime import log
 
-    options, chosen = resolved.options, list[sinks.Sink]()
-    if folder:
-        chosen += [sinks.CsvSink(folder.metrics_csv), sinks.JsonlSink(folder.metrics_jsonl)]
-        if options.tensorboard:
-            chosen.append(sinks.TensorBoardSink(folder.tensorboard))
-        if options.wandb_project:
-            config = options.model_dump(mode="json")
-            chosen.append(sinks.WandbSink(options.wandb_project, options.run_name, config, folder.path))
+    if folder is None:
+        return sinks.SinkList([])
+    options = resolved.options
+    if source and resumed and folder.path.resolve() in source.resolve().parents:
+        folder.go_on_from(resumed.steps, resumed.tasks_done)
+    else:
+        folder.start_over()
+    log.setup(options.log_level, comm.rank, folder.log)
+    for warning in resolved.warnings:
+        logger.warning("%s", warning)
+    for warning in _unused(options):
+        logger.warning("%s", warning)
+    logger.info("%d rank(s), started by %s: %s over %s", comm.size, comm.launcher, comm.name, comm.backend)
+    if resumed:
+        logger.info("resumed from %s: %d task(s) done", source, resumed.tasks_done)
+    folder.write_start(resolved.to_yaml(), command, environment.describe(comm.size, comm.launcher))
+    chosen: list[sinks.Sink] = [sinks.CsvSink(folder.metrics_csv), sinks.JsonlSink(folder.metrics_jsonl)]
+    if options.tensorboard:
+        chosen.append(sinks.TensorBoardSink(folder.tensorboard))
+    if options.wandb_project:
+        config = options.model_dump(mode="json")
+        chosen.append(sinks.WandbSink(options.wandb_project, options.run_name, config, folder.path))
     return sinks.SinkList(chosen)
+
+
+def _unused(options: "Options") -> list[str]:
+    """What was asked for and has no effect in this run, one line each."""
+    from reprise.cl_models import STRATEGIES
+
+    strategy = STRATEGIES.get(options.model)
+    lines = []
+    if options.buffer_config.given and not strategy.uses_buffer:
+        lines.append(f"--buffer-config has no effect: {options.model} uses no rehearsal buffer")
+    for key in ("threads", "soft_augmentations_offset", "num_representatives_distillation"):
+        if key in options.buffer_config.given and strategy.uses_buffer:
+            lines.append(f"buffer_config {key} has no effect with {options.model} and the python buffer")
+    for key in ("alpha", "beta"):
+        if key in options.strategy_config.given:
+            lines.append(f"model_config {key} has no effect with {options.model}")
+    if options.lr and any("lr" in phase for phase in options.optimizer_regime or ()):
+        lines.append("--lr has no effect: the phases of --optimizer-regime set the learning rate themselves")
+    return lines
 
 
 def _settings(
@@ -387,7 +426,7 @@ def _settings(
         loader_workers=options.dataloader_workers,
         evaluates=not options.training_only,
         device=device,
-        checkpoints=Path(options.results_dir) / options.run_name / "checkpoints",
+        checkpoints=_run_path(options) / "checkpoints",
         fingerprint=made_with,
     )
 

@@ -302,5 +302,6 @@ def _choose(implementation: str, comm: Communicator) -> str:
 
 
 def _copy_unless_same(target: Tensor, source: Tensor) -> None:
-    if target.data_ptr() != source.data_ptr() or target.device != source.device:
+    same = target.data_ptr() == source.data_ptr() and target.stride() == source.stride()
+    if not same or target.device != source.device:
         target.copy_(source)

@@ -3,7 +3,7 @@
 Pure functions of numpy arrays, nothing else: no files, no printing, nothing of ours imported. Libraries differ in
 forgetting, BWT and FWT, so each docstring states its formula, its source and who computes it otherwise.
 The results have the unit of R (here fractions). With one task forgetting, BWT and FWT have nothing to average: 0.0.
-Called by main.py for summary.json and by the plots.
+Called by train/results.py for summary.json and by the plots.
 """
 
 import numpy as np

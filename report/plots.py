@@ -1,7 +1,8 @@
 """The pictures of a run: the accuracy matrix, accuracy over tasks, where a step's time went. PNG files, no window.
 
 Built from matplotlib's Figure objects: no pyplot, so no global state and no display. Colours come from palettes that
-colour-blind readers can tell apart (cividis; Okabe and Ito). Called by main.py on rank 0, also for a run in progress.
+colour-blind readers can tell apart (cividis; Okabe and Ito).
+Called by train/results.py on rank 0, also for a run in progress.
 """
 
 import math

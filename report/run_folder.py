@@ -7,13 +7,14 @@ pictures are drawn by plots.py, checkpoints are train's. The paths of all of the
 import csv
 import json
 import shlex
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from reprise.report import summary_schema
+from reprise.report import sinks, summary_schema
 from reprise.runtime.errors import UserError
 from reprise.runtime.files import atomic_write, disk_errors
 
@@ -21,26 +22,48 @@ from reprise.runtime.files import atomic_write, disk_errors
 class RunFolder:
     """Creates the folder and fails early, in one line, where nothing could be saved later.
 
-    A new run into the folder of an earlier one first deletes the files it will write itself (_WRITTEN_BY_A_RUN), so
-    that no old summary stands beside new metrics. Everything else stays: checkpoints, W&B folders, the user's own
-    files. `resume=True` deletes nothing: metrics, log and matrices are continued. Construct it before anything opens
-    a file in the folder, the log included.
+    What an earlier run left there stays untouched until `start_over` or `go_on_from` is called: only once nothing is
+    left that could refuse the new run, and before anything opens a file in the folder, the log included.
     """
 
-    def __init__(self, path: str | Path, resume: bool = False) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"cannot use '{self.path}' as a run's folder: it is a file; choose another --save-dir")
         with disk_errors("create the run's folder", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if not resume:
-                for pattern in _WRITTEN_BY_A_RUN:
-                    for old in self.path.glob(pattern):
-                        old.unlink()
         with atomic_write(self.path / ".writable") as probe:
             probe.write("a full disk shows only when bytes are written\n")
         with disk_errors("write", self.path):
             (self.path / ".writable").unlink()
+
+    def start_over(self) -> None:
+        """Begin a new run: delete the files it will write itself, so that no old summary stands beside new metrics.
+
+        Checkpoints of an earlier run are kept, apart in checkpoints.old-<n>. Everything else stays where it is.
+        """
+        with disk_errors("clear", self.path):
+            for pattern in _WRITTEN_BY_A_RUN:
+                for old in self.path.glob(pattern):
+                    old.unlink()
+            if self.checkpoints.exists():
+                self.checkpoints.rename(self._unused_old())
+
+    def go_on_from(self, step: int, tasks_done: int) -> None:
+        """Continue this folder's own run: forget what it wrote after `step`, and put later checkpoints apart."""
+        with disk_errors("clear", self.path):
+            for name in (summary_schema.FILE_NAME, self.timeline_png.name):
+                (self.path / name).unlink(missing_ok=True)
+            later = [p for p in self.checkpoints.glob("task_*") if int(p.name.removeprefix("task_")) >= tasks_done]
+            if later:
+                apart = self._unused_old()
+                apart.mkdir()
+                for folder in later:
+                    folder.rename(apart / folder.name)
+        sinks.forget_after(step, self.metrics_csv, self.metrics_jsonl)
+
+    def _unused_old(self) -> Path:
+        return next(p for n in count(1) if not (p := self.path / f"checkpoints.old-{n}").exists())
 
     @property
     def log(self) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reprise.runtime.errors import UserError
-from reprise.runtime.files import disk_errors
+from reprise.runtime.files import atomic_write, disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,19 @@ class JsonlSink:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def forget_after(step: int, metrics_csv: Path, metrics_jsonl: Path) -> None:
+    """Remove the rows later than `step`: a run that goes on from a checkpoint logs them again."""
+    if metrics_csv.exists():
+        header, *lines = metrics_csv.read_text(encoding="utf-8").splitlines(keepends=True)
+        column = header.strip().split(",").index("step")
+        with atomic_write(metrics_csv) as stream:
+            stream.writelines([header, *(line for line in lines if int(line.split(",")[column]) <= step)])
+    if metrics_jsonl.exists():
+        lines = metrics_jsonl.read_text(encoding="utf-8").splitlines(keepends=True)
+        with atomic_write(metrics_jsonl) as stream:
+            stream.writelines(line for line in lines if json.loads(line)["step"] <= step)
 
 
 class TensorBoardSink:

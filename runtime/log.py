@@ -8,7 +8,7 @@ overwrites the other.
 import logging
 import os
 import sys
-import threading
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +26,6 @@ _OUR_LOGGERS = ("reprise", "__main__")
 _PLAIN_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 _handlers: list[logging.Handler] = []
-_said: set[tuple[str, str]] = set()
-_said_lock = threading.Lock()
 
 
 def setup(level: str, rank: int, file: Path | None = None) -> None:
@@ -59,16 +57,6 @@ def setup(level: str, rank: int, file: Path | None = None) -> None:
     for name in _OUR_LOGGERS:
         logging.getLogger(name).setLevel(min(handler.level for handler in handlers))
     logging.captureWarnings(True)
-
-
-def log_once(logger: logging.Logger, level: int, message: str, *args: object) -> None:
-    """Log, unless this logger has already said exactly this in this process."""
-    key = (logger.name, message % args if args else message)
-    with _said_lock:
-        if key in _said:
-            return
-        _said.add(key)
-    logger.log(level, message, *args, stacklevel=2)
 
 
 @cache
@@ -113,7 +101,19 @@ def _terminal_handler(threshold: int) -> logging.Handler:
 
 def _file_handler(file: Path, threshold: int) -> logging.Handler:
     with disk_errors("write", file):
-        handler = logging.FileHandler(file, mode="a", encoding="utf-8")
+        handler = _LogFile(file, mode="a", encoding="utf-8")
     handler.setFormatter(logging.Formatter(_PLAIN_FORMAT))
     handler.setLevel(threshold)
     return handler
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt. A full disk is said once, and ends the file and not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        self.setLevel(logging.CRITICAL + 1)
+        stream, self.stream = self.stream, None  # type: ignore[assignment]
+        with suppress(OSError):
+            stream.close()  # fails again on what could not be written
+        logging.getLogger(__name__).error("%s ends here: %s", self.baseFilename, error)

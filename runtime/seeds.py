@@ -1,6 +1,6 @@
 """Where randomness comes from: every consumer derives its own seed from (seed, purpose), so that none shares a stream.
 
-The rehearsal buffer does not use this: its counter-based generator is in buffer/random_words.py.
+The rehearsal buffer does not use this: its counter-based generator is in buffer/policies/random_words.py.
 """
 
 import hashlib

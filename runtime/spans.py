@@ -8,7 +8,6 @@ import math
 import threading
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any
 
 # Bucket k holds [GROWTH**k, GROWTH**(k+1)) ns and is read as its geometric middle: at most 2 % from any value in it.
 _GROWTH = 1.04
@@ -41,20 +40,6 @@ class Spans:
         """Per name: `count`, exact `total_ms` and `mean_ms`, `p50_ms` and `p95_ms` (nearest rank, within 2 %)."""
         with self._lock:
             return {name: series.stats() for name, series in self._series.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Numbers, strings and lists only; fit for torch.save with weights_only and for JSON."""
-        with self._lock:
-            return {
-                name: {"total_ns": series.total_ns, "buckets": [list(pair) for pair in sorted(series.buckets.items())]}
-                for name, series in self._series.items()
-            }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace everything by what `state_dict` returned."""
-        series = {name: _Series(entry["total_ns"], dict(entry["buckets"])) for name, entry in state.items()}
-        with self._lock:
-            self._series = series
 
 
 class _Series:

@@ -63,7 +63,7 @@ def save(
         return
     if not problems:
         files = {name: digest for _, part in reports for name, digest in part.items()}
-        manifest = {"progress": vars(progress), "world_size": comm.size, "files": files, "buffer": buffer is not None}
+        manifest = {"progress": vars(progress), "world_size": comm.size, "files": files}
         try:
             with atomic_write(folder / MANIFEST) as stream:
                 json.dump(manifest, stream, indent=1)
@@ -78,10 +78,10 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     if (path / MANIFEST).is_file():
         return path
-    found = sorted(path.glob(f"checkpoints/*/{MANIFEST}")) or sorted(path.glob(f"*/{MANIFEST}"))
+    found = [m.parent for pattern in ("checkpoints/task_*", "task_*") for m in path.glob(f"{pattern}/{MANIFEST}")]
     if not found:
         raise UserError(f"no checkpoint in '{path}': expected {MANIFEST} there or in its checkpoints/; check the path")
-    return found[-1].parent
+    return max(found, key=lambda folder: int(folder.name.removeprefix("task_")))
 
 
 def read(folder: Path, fingerprint: dict[str, Any]) -> Progress:

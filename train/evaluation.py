@@ -28,7 +28,10 @@ class Scores:
 
 
 def average_statistics(network: torch.nn.Module, comm: Communicator) -> None:
-    """Make running statistics (batch norm) the mean over ranks: each rank has seen only its part of the data."""
+    """Make running statistics (batch norm) the mean over ranks: each rank has seen only its part of the data.
+
+    To be called before a network is evaluated or saved. Collective.
+    """
     statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     if not statistics or comm.size == 1:
         return
@@ -46,7 +49,6 @@ def evaluate(
     device: torch.device,
 ) -> Scores:
     """Score `strategy` on every task. Collective. batch_size: per rank."""
-    average_statistics(strategy.network, comm)
     # Rows: correct (class-incremental), correct (task-incremental), summed loss, samples.
     totals = torch.zeros((4, len(scenario.tasks)), dtype=torch.float64, device=device)
     for task in scenario.tasks:

@@ -26,7 +26,7 @@ from reprise.scenarios.scenario import Scenario
 from reprise.scenarios.task import Task
 from reprise.train import checkpoint
 from reprise.train.checkpoint import Progress
-from reprise.train.evaluation import Scores, evaluate
+from reprise.train.evaluation import Scores, average_statistics, evaluate
 from reprise.train.regime import Regime
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ class Settings:
 
 
 class Loop:
-    """Trains a strategy on a scenario. `run()` returns the final Progress; the same on every rank.
+    """Trains a strategy on a scenario. regime_for: task -> its optimiser regime.
 
-    regime_for: task, epochs of it -> its optimiser regime. on_evaluation: called on rank 0 after each evaluation.
+    Making it raises SharedUserError when a task has too few samples for the batch size.
     """
 
     def __init__(
@@ -64,9 +64,7 @@ class Loop:
         optimizer: torch.optim.Optimizer,
         regime_for: Callable[[int], Regime],
         buffer: RehearsalBuffer | None,
-        sink: Sink,
         spans: Spans,
-        on_evaluation: Callable[[Progress], None],
     ) -> None:
         self.strategy = strategy
         self.scenario = scenario
@@ -75,20 +73,22 @@ class Loop:
         self.optimizer = optimizer
         self.buffer = buffer
         self._regime_for = regime_for
-        self._sink = sink
         self._spans = spans
-        self._on_evaluation = on_evaluation
+        self._samplers = [self._sampler(task) for task in scenario.tasks]
         self.progress = Progress(0, 0, 0, 0.0, [], [], [], settings.fingerprint)
 
-    def run(self, resumed: Progress | None = None) -> Progress:
-        """Train the tasks that `resumed` has not finished. Raises UserError before any work if a task is too small."""
-        samplers = [self._sampler(task) for task in self.scenario.tasks]
+    def run(self, sink: Sink, on_evaluation: Callable[[Progress], None], resumed: Progress | None = None) -> Progress:
+        """Train the tasks that `resumed` has not finished; returns how far it got, the same on every rank.
+
+        sink: gets every number measured. on_evaluation: called on rank 0 after each evaluation. Collective.
+        """
+        self._sink, self._on_evaluation = sink, on_evaluation
         if resumed is not None:
             self.progress = resumed
         elif self.settings.evaluates:
             self._evaluate(None)
         for task in self.scenario.tasks[self.progress.tasks_done :]:
-            self._train_task(task, samplers[task.index])
+            self._train_task(task, self._samplers[task.index])
             if self.settings.evaluates:
                 self._evaluate(task)
             self.progress = replace(self.progress, tasks_done=task.index + 1)
@@ -119,13 +119,14 @@ class Loop:
                         metrics = self.strategy.observe(x, y, task.index)
                     images += len(y)
                     loss_of.add(metrics)
-                    if (step + 1) % settings.log_interval and step + 1 < len(sampler):
+                    if self.comm.rank or ((step + 1) % settings.log_interval and step + 1 < len(sampler)):
                         bar.update(step + 1)
                     else:
                         rate = images * self.comm.size / (perf_counter() - started)
                         bar.update(step + 1, loss_of.floats()["loss"], rate)
             self._end_epoch(task.index, epoch, len(sampler), images, perf_counter() - started, loss_of)
         self.strategy.end_task(task)
+        average_statistics(self.strategy.network, self.comm)
 
     def _end_epoch(self, task: int, epoch: int, steps: int, images: int, seconds: float, mean: "_Mean") -> None:
         progress = self.progress

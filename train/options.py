@@ -6,6 +6,7 @@ main.py calls `parse` and hands the parts of `Options` on. No torch here: --help
 
 from collections.abc import Sequence
 from importlib import metadata
+from os.path import expanduser
 from pathlib import Path, PurePath
 from typing import Annotated, ClassVar, Literal
 
@@ -152,12 +153,9 @@ class BackboneConfig(Section):
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
-    example: ClassVar[str] = "{'lr': 0.01, 'lr_min': 1e-6}"
+    example: ClassVar[str] = "{'lr': 0.01}"
     lr: AboveZero | None = Field(
         default=None, description="learning rate before scaling; none: --lr, then the backbone's own"
-    )
-    lr_min: NotNegative | None = Field(
-        default=None, description="lowest learning rate of a decaying schedule; none: the backbone's own"
     )
 
 
@@ -167,16 +165,16 @@ class RunOptions(Section):
     seed: Annotated[int, Ge(0), Lt(2**32)] = Field(
         default=42, description="seed of everything random, the same on all ranks"
     )
-    load_checkpoint: str | None = Field(default=None, description="checkpoint to resume from, a file or a folder")
+    load_checkpoint: str | None = Field(default=None, description="folder of a checkpoint, or of a run for its latest")
     training_only: bool = Field(default=False, description="train without any evaluation")
     no_cuda: bool = Field(default=False, description="train on the CPU even where there is a GPU")
 
     @field_validator("load_checkpoint")
     @classmethod
     def _there_is_one(cls, value: str | None) -> str | None:
-        if value and not Path(value).exists():
-            raise ValueError("there is no such file or folder; name a checkpoint of an earlier run, or leave it out")
-        return value or None
+        if value and not Path(value).expanduser().is_dir():
+            raise ValueError("there is no such folder; name a checkpoint of an earlier run, or leave it out")
+        return expanduser(value) if value else None
 
 
 class DataOptions(Section):
@@ -239,7 +237,11 @@ class DistributionOptions(Section):
     gradient_predivide_factor: AboveZero = Field(
         default=1.0, description="divide gradients by this before, not after, summing"
     )
-    timeout: AboveZero = Field(default=300.0, description="seconds that a collective may take before the run ends")
+    timeout: AboveZero | None = Field(
+        default=None,
+        description="seconds that a collective may take before the run ends; none: REPRISE_TIMEOUT, else 300, and "
+        "3600 with --download",
+    )
 
 
 class BufferOptions(Section):
@@ -261,6 +263,11 @@ class OutputOptions(Section):
     log_interval: Count = Field(default=10, description="steps between two progress records")
     wandb_project: str | None = Field(default=None, description="project on Weights & Biases; none: not used")
     tensorboard: bool = Field(default=False, description="also write TensorBoard events")
+
+    @field_validator("results_dir")
+    @classmethod
+    def _home_is_known(cls, value: str) -> str:
+        return expanduser(value)
 
     @field_validator("save_dir")
     @classmethod
@@ -290,6 +297,10 @@ class Options(
             epochs_key = "epochs" if self.tasksets_config.epochs is None else "tasksets_config.epochs"
             message = f"warmup_epochs {self.warmup_epochs} is more than the {fewest} epochs of a task"
             raise ConflictError(f"{message}; lower it, or leave it out", "warmup_epochs", epochs_key)
+        if self.use_adasum and self.use_amp:
+            # Adasum combines updates inside backward(), before gradients could be unscaled.
+            message = "use_adasum does not go with use_amp; leave one of them out"
+            raise ConflictError(message, "use_adasum", "use_amp")
         if self.use_adasum and self.gradient_predivide_factor != 1:
             message = f"gradient_predivide_factor {self.gradient_predivide_factor:g} has no meaning with use_adasum"
             raise ConflictError(f"{message}; leave one of them out", "use_adasum", "gradient_predivide_factor")

@@ -3,6 +3,7 @@
 Joins what the loop measured with how report/ shows it; no formulas (report/matrix.py) and no layout (report/) here.
 """
 
+import logging
 from time import monotonic
 from typing import Any
 
@@ -13,8 +14,11 @@ from reprise.report import matrix, plots
 from reprise.report.run_folder import RunFolder
 from reprise.report.summary import print_summary
 from reprise.runtime.dist import Communicator
+from reprise.runtime.errors import UserError
 from reprise.runtime.spans import Spans
 from reprise.train.checkpoint import Progress
+
+logger = logging.getLogger(__name__)
 
 _DRAW_EVERY_S = 30.0  # drawing takes the better part of a second, during which all ranks wait for rank 0
 
@@ -40,13 +44,16 @@ class Results:
         self._drawn = monotonic()
 
     def finish(self, progress: Progress, summary: dict[str, Any], spans: Spans) -> None:
-        """Draw everything, write summary.json and print it."""
-        if progress.class_il:
-            self._draw(progress)
-        if spans.stats():
-            plots.timeline_png(spans.stats(), self.folder.timeline_png, self.title)
+        """Write summary.json, draw everything, print it. A picture that cannot be drawn does not end the run."""
         self.folder.write_summary(summary)
         evaluated = bool(progress.class_il)
+        try:
+            if evaluated:
+                self._draw(progress)
+            if spans.stats():
+                plots.timeline_png(spans.stats(), self.folder.timeline_png, self.title)
+        except UserError as error:
+            logger.error("%s", error)
         print_summary(
             summary,
             progress.class_il if evaluated else None,

@@ -2,7 +2,8 @@
 
 Algorithm R (Vitter 1985, "Random sampling with a reservoir"), extended to batches of which only m of b are offered:
 such a candidate stands for b / m samples and is accepted with b / m times the probability, which keeps every submitted
-sample equally likely whatever b and m are.
+sample equally likely. While the share still has room every candidate is stored, so a batch of another size that comes
+then (with m < b) keeps its own m / b.
 """
 
 from typing import Any

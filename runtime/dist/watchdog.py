@@ -77,7 +77,7 @@ class Watchdog:
     def _end(self, what: str, waited: float) -> NoReturn:
         line = (
             f"reprise: {self._who}: {what} has waited {waited:.0f} s for the other ranks, limit {self.limit_s:g} s "
-            f"(REPRISE_TIMEOUT): a rank is stuck or gone; ending with exit code {EXIT_CODE}\n"
+            f"(--timeout or REPRISE_TIMEOUT): a rank is stuck or gone; ending with exit code {EXIT_CODE}\n"
         )
         # Not through sys.stderr: the blocked thread may hold its lock.
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())

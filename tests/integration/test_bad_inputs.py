@@ -194,9 +194,30 @@ def test_a_damaged_checkpoint_file_is_named_and_nothing_is_lost(capsys, tmp_path
         (["--seed", "1"], ("seed", "42", "1")),
         (["--model", "Vanilla"], ("model", "Er", "Vanilla")),
         (["--tasksets-config", "increment=2"], ("tasksets_config",)),
+        (["--backbone-config", "{'hidden': [20, 20]}"], ("backbone_config", "hidden")),
+        (["--model-config", "reset_state_dict=true"], ("model_config", "reset_state_dict")),
+        (["--training-only"], ("training_only",)),
         (["--buffer-config", "capacity=60"], ("capacity", "50", "60")),
         (["--buffer-config", "policy=fifo"], ("policy", "class_balanced", "fifo")),
     ],
 )
 def test_a_checkpoint_of_another_configuration_is_refused_by_field(capsys, tmp_path, finished, changed, fragments):
     fails(capsys, [*resume(finished, tmp_path), *changed], *fragments)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ["--batch-size", "5000"],
+        ["--backbone-config", "{'widht': 3}"],
+        ["--buffer-config", "capacity=4000000000"],
+        ["--dataset", "mnist", "--dataset-dir", "nowhere"],
+    ],
+    ids=lambda mistake: mistake[0],
+)
+def test_a_run_that_is_refused_leaves_the_results_of_the_last_one(capsys, tmp_path, finished, mistake):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    fails(capsys, [*ER, "capacity=50", *mistake, "--results-dir", str(tmp_path), "--save-dir", "run"])
+    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

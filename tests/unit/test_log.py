@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,6 @@ def _restore_logging():
         root.removeHandler(handler)
         handler.close()
     log._handlers.clear()
-    log._said.clear()
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
     logging.captureWarnings(False)
@@ -99,15 +99,6 @@ def test_python_warnings_are_logged(capsys):
     assert "deprecated thing" in capsys.readouterr().err
 
 
-def test_log_once_says_the_same_thing_once(capsys):
-    log.setup("info", rank=0)
-    for _ in range(3):
-        log.log_once(ours, logging.WARNING, "peer %d is gone", 1)
-    log.log_once(ours, logging.WARNING, "peer %d is gone", 2)
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split("WARNING ")[1] for line in lines] == ["peer 1 is gone", "peer 2 is gone"]
-
-
 def test_an_unknown_level_is_one_line_with_the_nearest_name_and_changes_nothing(capsys):
     log.setup("info", rank=0)
     with pytest.raises(UserError, match=r"log level 'infos' is unknown, did you mean 'info'\?.*debug, info") as caught:
@@ -122,3 +113,15 @@ def test_a_log_file_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot write '.*log\.txt'") as caught:
         log.setup("info", rank=0, file=tmp_path / "log.txt")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_file_on_a_full_disk_is_said_once_and_ends_no_run(capsys):
+    log.setup("info", 0, Path("/dev/full"))
+    for _ in range(3):
+        logging.getLogger("reprise.test").info("a line")
+    printed = capsys.readouterr().err
+    assert printed.count("No space left on device") == 1
+    assert printed.count("a line") == 3
+    assert "Traceback" not in printed
+    log.setup("info", 0)

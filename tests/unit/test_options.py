@@ -368,7 +368,7 @@ MISTAKES: list[tuple[list[str], str, list[str]]] = [
     (["--save-dir", "/elsewhere"], "", ["--save-dir '/elsewhere'", "not inside --results-dir"]),
     (["--save-dir", "."], "", ["--save-dir '.'", "not inside --results-dir"]),
     (["--results-dir", ""], "", ["--results-dir ''", "text"]),
-    (["--load-checkpoint", "none.pt"], "", ["--load-checkpoint 'none.pt'", "no such file", "leave it out"]),
+    (["--load-checkpoint", "none.pt"], "", ["--load-checkpoint 'none.pt'", "no such folder", "leave it out"]),
     (["--model", "er"], "", ["--model 'er'", "one of Er, Vanilla", "did you mean 'Er'?"]),
     (["--backbone", "resnet19"], "", ["--backbone 'resnet19'", "did you mean 'resnet18'?"]),
     (["--dataset", "imagenet"], "", ["--dataset 'imagenet'", "one of cifar10, digits, mnist"]),

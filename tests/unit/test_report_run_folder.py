@@ -11,6 +11,7 @@ import pytest
 
 from reprise.report import environment, summary_schema
 from reprise.report.run_folder import RunFolder
+from reprise.report.sinks import CsvSink, JsonlSink, MetricRow
 from reprise.runtime.errors import UserError
 
 SUMMARY = {
@@ -25,19 +26,46 @@ SUMMARY = {
 
 def test_a_new_run_deletes_what_it_rewrites_and_nothing_else(tmp_path):
     stale = ["summary.json", "metrics.csv", "accuracy_matrix.png", "log.txt", "tensorboard/events.out.tfevents.1.host"]
-    kept = ["notes.md", "checkpoints/task_0.pt", "tensorboard/notes.txt", "wandb/run/file"]
+    kept = ["notes.md", "tensorboard/notes.txt", "wandb/run/file"]
     for name in stale + kept:
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("old")
-    RunFolder(tmp_path)
+    folder = RunFolder(tmp_path)
+    assert [name for name in stale if not (tmp_path / name).exists()] == [], "nothing is lost before the run can start"
+    folder.start_over()
     assert [name for name in stale if (tmp_path / name).exists()] == []
     assert [name for name in kept if not (tmp_path / name).exists()] == []
 
 
-def test_a_resumed_run_deletes_nothing(tmp_path):
-    (tmp_path / "metrics.csv").write_text("old")
-    RunFolder(tmp_path, resume=True)
-    assert (tmp_path / "metrics.csv").read_text() == "old"
+def test_checkpoints_of_earlier_runs_are_kept_apart(tmp_path):
+    for content in ("first", "second"):
+        RunFolder(tmp_path).start_over()
+        (tmp_path / "checkpoints" / "task_00").mkdir(parents=True)
+        (tmp_path / "checkpoints" / "task_00" / "model.pt").write_text(content)
+    RunFolder(tmp_path).start_over()
+    assert not (tmp_path / "checkpoints").exists()
+    assert (tmp_path / "checkpoints.old-1" / "task_00" / "model.pt").read_text() == "first"
+    assert (tmp_path / "checkpoints.old-2" / "task_00" / "model.pt").read_text() == "second"
+
+
+def test_a_resumed_run_forgets_what_was_written_after_its_checkpoint_and_nothing_else(tmp_path):
+    folder = RunFolder(tmp_path)
+    for sink in (CsvSink(folder.metrics_csv), JsonlSink(folder.metrics_jsonl)):
+        for step in (10, 20, 30):
+            sink.log(MetricRow(step // 10 - 1, 0, step, "train", "loss", float(step)))
+        sink.close()
+    for name in ("task_00", "task_01", "task_02"):
+        (folder.checkpoints / name).mkdir(parents=True)
+    (tmp_path / "summary.json").write_text("old")
+    (tmp_path / "log.txt").write_text("kept")
+    folder.go_on_from(20, 2)
+    with open(folder.metrics_csv, newline="") as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["10", "20"]
+    assert [json.loads(line)["step"] for line in folder.metrics_jsonl.read_text().splitlines()] == [10, 20]
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["task_00", "task_01"]
+    assert (tmp_path / "checkpoints.old-1" / "task_02").is_dir()
+    assert not (tmp_path / "summary.json").exists()
+    assert (tmp_path / "log.txt").read_text() == "kept"
 
 
 def test_a_missing_folder_is_created_with_its_parents_and_left_empty(tmp_path):
