@@ -17,7 +17,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reprise.runtime.errors import PeerLost, SharedUserError, UserError
+try:
+    from reprise.runtime.errors import PeerLost, SharedUserError, UserError
+except ModuleNotFoundError as error:  # the wrong Python: the first mistake everybody makes
+    remedy = "run 'make setup' and use .venv/bin/python, or 'pip install -e .' into this Python"
+    sys.stderr.write(f"reprise: error: {error} in {sys.executable}; {remedy}\n")
+    raise SystemExit(2) from None
 
 if TYPE_CHECKING:
     import torch

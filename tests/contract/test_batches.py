@@ -10,6 +10,7 @@ def augment(buffer, ids):
 
 
 def test_the_batch_holds_the_arguments_then_the_draws_one_after_the_other(make, comm):
+    """rehearsal.md 6.2-2: rows of one draw copied by the places of the other, past the end where sizes differ."""
     buffer = make(fields=MANY_FIELDS, draws=(5, 3), seed=2)
     twin = make(fields=MANY_FIELDS, draws=(5, 3), seed=2)
     for step in range(8):

@@ -52,6 +52,7 @@ def test_a_second_wait_without_a_submit_raises(make, comm):
 
 
 def test_several_submits_without_a_wait_leave_a_recent_draw(make, comm):
+    """rehearsal.md 6.2-14: answers that nobody fetches pile up without bound."""
     everything = 400 * comm.size
     buffer = started(make(capacity=everything, draws=(everything,)))
     for step in range(6):

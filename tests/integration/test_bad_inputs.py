@@ -9,11 +9,14 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import reprise.main
 from reprise.main import main
 
 DIGITS = ["--dataset", "digits", "--backbone", "mlp", "--epochs", "1", "--batch-size", "32"]
@@ -131,6 +134,17 @@ def test_a_results_folder_that_is_a_file_is_named(capsys, tmp_path):
 def test_a_run_folder_that_is_a_file_is_named(capsys, tmp_path):
     (tmp_path / "run").write_text("")
     fails(capsys, [*DIGITS, "--results-dir", str(tmp_path), "--save-dir", "run"], "run")
+
+
+def test_a_python_without_the_package_says_where_to_find_it():
+    main_file = Path(reprise.main.__file__).resolve()
+    finished = subprocess.run(
+        [sys.executable, "-S", main_file], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("reprise: error: No module named 'reprise'")
+    assert "make setup" in finished.stderr
+    assert finished.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,5 +1,7 @@
 """Imports go downward only (design, section 2), and the heavy or optional ones stay where they belong.
 
+anchors.md A.3-5: in the nearest prior art the buffer imports the trainer that drives it.
+
 Reads every source file with ast; nothing is imported.
 """
 
