@@ -113,7 +113,8 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         error = sys.exc_info()[1]
         self.setLevel(logging.CRITICAL + 1)
-        stream, self.stream = self.stream, None  # type: ignore[assignment]
-        with suppress(OSError):
-            stream.close()  # fails again on what could not be written
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()  # fails again on what could not be written
         logging.getLogger(__name__).error("%s ends here: %s", self.baseFilename, error)

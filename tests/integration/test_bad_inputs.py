@@ -137,10 +137,8 @@ def test_a_run_folder_that_is_a_file_is_named(capsys, tmp_path):
 
 
 def test_a_python_without_the_package_says_where_to_find_it():
-    main_file = Path(reprise.main.__file__).resolve()
-    finished = subprocess.run(
-        [sys.executable, "-S", main_file], capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-I", "-S", str(Path(reprise.main.__file__).resolve())]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert finished.returncode == 2
     assert finished.stderr.startswith("reprise: error: No module named 'reprise'")
     assert "make setup" in finished.stderr
