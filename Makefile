@@ -29,7 +29,7 @@ demo: setup  ## two Horovod workers learn handwritten digits, without rehearsal 
 	@echo "Pictures:"; ls results/demo-vanilla/*.png results/demo-er/*.png
 
 test: setup  ## every test that needs no GPU
-	$(IN_VENV) timeout 1200 pytest tests
+	$(IN_VENV) timeout 1500 pytest tests
 	$(IN_VENV) cmake -S . -B build/ctest -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
 	$(IN_VENV) timeout 300 cmake --build build/ctest
 	$(IN_VENV) timeout 300 ctest --test-dir build/ctest --output-on-failure
