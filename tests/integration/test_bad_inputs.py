@@ -4,17 +4,16 @@ Mistakes that the options alone show are in tests/unit/test_options.py; here a r
 that need several processes are in tests/parallel/test_failures.py.
 """
 
-import gzip
 import os
 import pickle
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_files import write_mnist
 
 import reprise.main
 from reprise.main import main
@@ -80,19 +79,6 @@ def test_a_mistake_in_the_options_gets_one_line(capsys, tmp_path, arguments, fra
     fails(capsys, [*arguments, "--results-dir", str(tmp_path)], *fragments)
 
 
-def write_mnist(folder: Path, images: int = 40) -> Path:
-    """A small MNIST in its real format; returns the folder of the four files."""
-    raw = folder / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (images, 28, 28), dtype=np.uint8)
-    for part in ("train", "t10k"):
-        with gzip.open(raw / f"{part}-images-idx3-ubyte.gz", "wb") as stream:
-            stream.write(struct.pack(">IIII", 2051, images, 28, 28) + pixels.tobytes())
-        with gzip.open(raw / f"{part}-labels-idx1-ubyte.gz", "wb") as stream:
-            stream.write(struct.pack(">II", 2049, images) + bytes(i % 10 for i in range(images)))
-    return raw
-
-
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10", "cifar100"])
 def test_a_data_set_that_is_not_there_is_never_downloaded_unasked(capsys, tmp_path, dataset):
     arguments = ["--dataset", dataset, "--dataset-dir", str(tmp_path / "nowhere"), "--results-dir", str(tmp_path)]
@@ -100,16 +86,16 @@ def test_a_data_set_that_is_not_there_is_never_downloaded_unasked(capsys, tmp_pa
 
 
 def test_a_truncated_data_file_is_named(capsys, tmp_path):
-    raw = write_mnist(tmp_path / "data")
-    path = raw / "train-images-idx3-ubyte.gz"
+    write_mnist(tmp_path / "data", ".gz")
+    path = tmp_path / "data" / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-200])
     arguments = ["--dataset", "mnist", "--dataset-dir", str(tmp_path / "data"), "--results-dir", str(tmp_path)]
     fails(capsys, arguments, "train-images-idx3-ubyte")
 
 
 def test_a_data_file_that_is_missing_among_others_is_named(capsys, tmp_path):
-    raw = write_mnist(tmp_path / "data")
-    (raw / "t10k-labels-idx1-ubyte.gz").unlink()
+    write_mnist(tmp_path / "data", ".gz")
+    (tmp_path / "data" / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz").unlink()
     arguments = ["--dataset", "mnist", "--dataset-dir", str(tmp_path / "data"), "--results-dir", str(tmp_path)]
     fails(capsys, arguments, "t10k-labels-idx1-ubyte")
 
