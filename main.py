@@ -346,6 +346,7 @@ def _strategy(
         use_amp=options.use_amp,
     )
     parts = Parts(
+        device=device,
         network=network,
         stepper=stepper,
         loss=torch.nn.CrossEntropyLoss(reduction="none"),

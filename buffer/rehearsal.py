@@ -304,4 +304,4 @@ def _choose(implementation: str, comm: Communicator) -> str:
 def _copy_unless_same(target: Tensor, source: Tensor) -> None:
     same = target.data_ptr() == source.data_ptr() and target.stride() == source.stride()
     if not same or target.device != source.device:
-        target.copy_(source)
+        target.copy_(source, non_blocking=True)

@@ -41,13 +41,14 @@ class Stepper(Protocol):
 class Parts:
     """What a strategy is built from.
 
-    network: the bare module. stepper: steps it. loss: (outputs, y) -> per-sample losses (n,). train_transform: batched,
-    raw samples to augmented network inputs; eval_transform: the same without augmentation. augment_rng: this rank's
-    generator for augmentation. buffer: the rehearsal memory, None for strategies without one. options: the keys of
-    --model-config. stored_augmented: samples are kept as the network saw them instead of raw. replay_from_task: first
-    task that trains on representatives. span: times a part of the step by name.
+    device: where the network is. network: the bare module. stepper: steps it. loss: (outputs, y) -> per-sample losses
+    (n,). train_transform: batched, raw samples to augmented network inputs; eval_transform: the same without
+    augmentation. augment_rng: this rank's generator for augmentation. buffer: the rehearsal memory, None for strategies
+    without one. options: the keys of --model-config. stored_augmented: samples are kept as the network saw them instead
+    of raw. replay_from_task: first task that trains on representatives. span: times a part of the step by name.
     """
 
+    device: torch.device
     network: nn.Module
     stepper: Stepper
     loss: Callable[[Any, Tensor], Tensor]
@@ -75,8 +76,9 @@ class ContinualModel:
         self.parts.stepper.reset()
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> Metrics:
-        """One optimisation step on a batch of new, raw samples x (b, ...) of task number `task`.
+        """One optimisation step on a batch of new, raw samples x (b, ...) of task number `task`, still on the CPU.
 
+        A strategy moves to the device what it trains on, so that what only goes into the memory never makes the trip.
         Returns scalars that stay on the device ("loss", "accuracy"), so that the step never waits for them.
         """
         raise NotImplementedError

@@ -27,6 +27,7 @@ class Er(Vanilla):
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> Metrics:
         if self.parts.stored_augmented:
+            x = x.to(self.parts.device, non_blocking=True)
             x = self.parts.train_transform(x, self.parts.augment_rng).to(self._buffer.fields["x"].dtype)
         with self.parts.span("rehearsal"):
             batch = self._buffer.augment(x=x, y=y, task=task)

@@ -27,6 +27,7 @@ class Vanilla(ContinualModel):
             self.network.load_state_dict(self._initial)
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> Metrics:
+        x, y = x.to(self.parts.device, non_blocking=True), y.to(self.parts.device, non_blocking=True)
         inputs = self.parts.train_transform(x, self.parts.augment_rng)
         return self.parts.stepper.minimise(self.mean_loss, inputs, y)
 

@@ -114,8 +114,6 @@ class Loop:
                         regime.apply(self.optimizer, epoch + step / len(sampler))
                         with self._spans.span("load"):
                             x, y = next(batches)
-                            x = x.to(settings.device, non_blocking=True)
-                            y = y.to(settings.device, non_blocking=True)
                         metrics = self.strategy.observe(x, y, task.index)
                     images += len(y)
                     loss_of.add(metrics)
