@@ -11,6 +11,7 @@ import torch
 
 from reprise.buffer import Field, RehearsalBuffer
 from reprise.runtime import dist
+from reprise.runtime.files import atomic_write
 
 DIES_AT, LAST = 20, 60
 
@@ -51,7 +52,9 @@ def main(folder: Path, victim: int) -> None:
         "ranks_after": sorted(after),
         "draw_sizes_after": sorted(sizes),
     }
-    (folder / f"rank-{comm.rank}.json").write_text(json.dumps(report))
+    # In one step: the launcher may end this process at any moment.
+    with atomic_write(folder / f"rank-{comm.rank}.json") as stream:
+        json.dump(report, stream)
     buffer.close()
     buffer.close()
     comm.abort(3)  # there is no orderly end without the dead rank
