@@ -21,7 +21,7 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.files import atomic_write, disk_errors, sha256
 
 MANIFEST = "buffer.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def schema_of(spec: Spec) -> dict[str, Any]:
@@ -39,7 +39,10 @@ def schema_of(spec: Spec) -> dict[str, Any]:
 def check_schema(saved: dict[str, Any], spec: Spec, where: str) -> None:
     """Raise UserError naming the first thing that differs. The world size may differ."""
     own = schema_of(spec)
-    for key in ("format", "policy", "capacity", "draws"):
+    if saved["format"] != FORMAT:
+        made = "an older" if saved["format"] < FORMAT else "a newer"
+        raise UserError(f"{where}: written by {made} version (format {saved['format']}, this one reads {FORMAT})")
+    for key in ("policy", "capacity", "draws"):
         if saved[key] != own[key]:
             raise UserError(f"{where}: {key} is {saved[key]}, this buffer has {own[key]}; use the saved {key}")
     for name in sorted({*saved["fields"], *own["fields"]}):

@@ -17,8 +17,10 @@ from reprise.buffer.policies.random_words import EVICT, INSERT, Int64s, RandomWo
 class ClassBalanced:
     """See Policy. The set of classes is open: a label never seen before opens a class.
 
-    Classes are numbered in order of first appearance. A class's members are its slots in ascending order; `_members`
-    holds the members of all classes, class after class, and is rebuilt when it is needed after sizes have changed.
+    Classes are numbered in order of first appearance. A class's members are a list of its slots: new ones join at the
+    end, the last ones move into the places of evicted ones, so that no step has to look at all slots. `_members` holds
+    the slots of all classes, each class's in the order of its list; class after class once it is indexed, which is done
+    when members are looked up after sizes have changed.
     """
 
     def __init__(self, share: int) -> None:
@@ -28,7 +30,7 @@ class ClassBalanced:
         self.seen = np.empty(0, dtype=np.int64)  # candidates offered so far, per class
         self.sizes = np.empty(0, dtype=np.int64)  # stored, per class
         self._class_of_slot = np.zeros(share, dtype=np.int64)
-        self._members = np.empty(0, dtype=np.int64)
+        self._members = np.zeros(share, dtype=np.int64)
         self._starts = np.empty(0, dtype=np.int64)
         self._indexed = False
 
@@ -41,6 +43,7 @@ class ClassBalanced:
         filled = min(self.share - self.stored, num_candidates)
         slots[:filled] = np.arange(self.stored, self.stored + filled)
         self._class_of_slot[self.stored : self.stored + filled] = classes[:filled]
+        self._members[self.stored : self.stored + filled] = slots[:filled]
         self.stored += filled
         added = np.bincount(classes[:filled], minlength=len(self.labels))
         kept_all = self.seen == self.sizes
@@ -50,13 +53,14 @@ class ClassBalanced:
         self._indexed &= not filled
         if demand.any():
             growth = _water_level(self.sizes, demand, self.share) - self.sizes
-            victims = self._victims(-growth, step, words)
+            freed = self._evict(np.maximum(-growth, 0), step, words)
             rest = np.arange(filled, num_candidates)
             growing = rest[_occurrence(classes[rest]) < growth[classes[rest]]]
-            slots[growing] = victims
-            self._class_of_slot[victims] = classes[growing]
+            slots[growing] = freed
+            self._class_of_slot[freed] = classes[growing]
+            self._members[self.stored - len(freed) : self.stored] = freed
             self.sizes += growth
-            self._indexed &= not growth.any()
+            self._indexed &= not len(freed)
 
         # Algorithm R inside each class for the candidates that found no room.
         waiting = np.flatnonzero(slots < 0)
@@ -81,19 +85,22 @@ class ClassBalanced:
         return np.zeros(self.stored, dtype=np.int64)
 
     def state_dict(self) -> dict[str, Any]:
+        self._index()
         return {
             "stored": self.stored,
             "labels": self.labels.copy(),
             "seen": self.seen.copy(),
-            "class_of_slot": self._class_of_slot[: self.stored].copy(),
+            "sizes": self.sizes.copy(),
+            "members": self._members[: self.stored].copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stored = int(state["stored"])
         self.labels = np.array(state["labels"], dtype=np.int64)
         self.seen = np.array(state["seen"], dtype=np.int64)
-        self._class_of_slot[: self.stored] = state["class_of_slot"]
-        self.sizes = np.bincount(self._class_of_slot[: self.stored], minlength=len(self.labels))
+        self.sizes = np.array(state["sizes"], dtype=np.int64)
+        self._members[: self.stored] = state["members"]
+        self._class_of_slot[self._members[: self.stored]] = np.repeat(np.arange(len(self.sizes)), self.sizes)
         self._indexed = False
 
     @staticmethod
@@ -114,7 +121,8 @@ class ClassBalanced:
                 "stored": int((owners == rank).sum()),
                 "labels": classes.astype(np.int64),
                 "seen": shares[:, rank],
-                "class_of_slot": class_of_sample[owners == rank].astype(np.int64),
+                "sizes": sizes[:, rank],
+                "members": np.argsort(class_of_sample[owners == rank], kind="stable").astype(np.int64),
             }
             for rank in range(num_ranks)
         ]
@@ -133,24 +141,42 @@ class ClassBalanced:
         order = np.argsort(self.labels)
         return np.asarray(order[np.searchsorted(self.labels, labels, sorter=order)])
 
+    def _index(self) -> None:
+        """Put `_members` in order of classes; each class's list stays as it is."""
+        if self._indexed:
+            return
+        members = self._members[: self.stored]
+        keys = self._class_of_slot[members]
+        if len(self.labels) <= 2**16:
+            keys = keys.astype(np.uint16)  # 16-bit keys are sorted by radix: 20 times faster
+        members[:] = members[np.argsort(keys, kind="stable")]
+        self._starts = np.cumsum(self.sizes) - self.sizes
+        self._indexed = True
+
     def _slots_of(self, classes: Int64s, positions: Int64s) -> Int64s:
         """The slot of member positions[i] of class classes[i]."""
-        if not self._indexed:
-            keys = self._class_of_slot[: self.stored]
-            if len(self.labels) <= 2**16:
-                keys = keys.astype(np.uint16)  # 16-bit keys are sorted by radix: 20 times faster
-            self._members = np.argsort(keys, kind="stable")
-            self._starts = np.cumsum(self.sizes) - self.sizes
-            self._indexed = True
+        self._index()
         return np.asarray(self._members[self._starts[classes] + positions])
 
-    def _victims(self, evictions: Int64s, step: int, words: RandomWords) -> Int64s:
-        """Slots to empty: a uniform choice of evictions[c] members of each class c with evictions[c] > 0."""
-        classes = np.repeat(np.arange(len(evictions)), np.maximum(evictions, 0))
+    def _evict(self, evictions: Int64s, step: int, words: RandomWords) -> Int64s:
+        """Take a uniform choice of evictions[c] members out of the list of each class c; returns their slots.
+
+        The lists of the others then lie at the front of `_members`, without a gap.
+        """
+        classes = np.repeat(np.arange(len(evictions)), evictions)
         positions = distinct_below(
-            lambda round_: words(EVICT, step, len(classes), round_), self.sizes[classes], classes.astype(np.int64)
+            lambda round_: words(EVICT, step, len(classes), round_), self.sizes[classes], classes
         )
-        return self._slots_of(classes, positions)
+        freed = self._slots_of(classes, positions)
+        # A list loses its last places, as many as it has evictions; who is in them and stays moves into the holes.
+        cut = np.repeat(self._starts + self.sizes - evictions, evictions) + _occurrence(classes)
+        chosen = self._starts[classes] + positions
+        gone = np.zeros(self.stored, dtype=bool)
+        gone[chosen] = True
+        holes = np.setdiff1d(chosen, cut)
+        self._members[holes] = self._members[cut[~gone[cut]]]
+        self._members[: self.stored - len(cut)] = np.delete(self._members[: self.stored], cut)
+        return freed
 
 
 def _occurrence(classes: Int64s) -> Int64s:

@@ -2,17 +2,23 @@
 
     python tests/contract/make_vectors.py
 
+The same answers go into cpp_loader/src/known_answers.h for the tests of the C++ engine, with some choices on top.
+
 Run it only when the definition in docs/determinism.md is changed on purpose: the tests compare against these files.
 """
 
 import json
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from behaviour import SCENARIOS, record
 
-from reprise.buffer.policies.random_words import RandomWords
+from reprise.buffer.policies.random_words import RandomWords, choose, distinct_below
 
 HERE = Path(__file__).parent
+HEADER = HERE.parents[1] / "cpp_loader" / "src" / "known_answers.h"
 
 # Salmon et al., Random123 1.14, kat_vectors, philox4x64 10.
 PUBLISHED = (
@@ -33,6 +39,11 @@ STREAMS = (
     {"seed": 2**64 - 2, "rank": 2**20, "purpose": 17, "step": 2**40, "round": 0},
 )
 
+# (population, count) for `choose`: both ways of choosing, with and without repetitions to reject, and their border.
+CHOICES = ((56, 14), (33, 16), (32, 16), (20, 16), (20_000, 16), (6, 9), (1, 1), (2**40, 5), (0, 3), (7, 0))
+# (bound, group) per entry for `distinct_below`: groups that are emptied, left alone and mixed.
+EVICTIONS = ((4, 1), (4, 1), (9, 2), (4, 1), (4, 1), (1, 5), (9, 2), (2, 0), (2, 0), (10**6, 7))
+
 
 def philox_vectors() -> dict:
     def words(text: str, count: int) -> list[str]:
@@ -46,11 +57,115 @@ def philox_vectors() -> dict:
     return {"published": published, "streams": streams}
 
 
+def cpp_list(values: Iterable[object]) -> str:
+    return "{" + ", ".join(str(value) for value in values) + "}"
+
+
+def cpp_hex(words: Iterable[str]) -> str:
+    return cpp_list(f"0x{word}" for word in words)
+
+
+def cpp_scenario(vector: dict) -> str:
+    """Answers in one list: per step, rank after rank, its writes and its draws; each with its length before it."""
+    answers: list[int] = []
+    for step in vector["steps"]:
+        for rows, slots, draws in zip(step["rows"], step["slots"], step["draws"], strict=True):
+            answers += [len(rows), *rows, *slots]
+            for ids in draws:
+                answers += [len(ids), *ids]
+    candidates = "kAllRows" if vector["candidates"] is None else vector["candidates"]
+    head = f'"{vector["policy"]}", {vector["ranks"]}, {vector["capacity"]}, {candidates}, {cpp_list(vector["draws"])}'
+    return f"{head}, {vector['seed']}, {cpp_list(answers)}"
+
+
+def cpp_header(philox: dict, behaviour: list[dict]) -> str:
+    words = RandomWords(11, 2)
+    published = [
+        ", ".join(cpp_hex(known[part]) for part in ("counter", "key", "words")) for known in philox["published"]
+    ]
+    streams = [
+        f"{at['seed'] % 2**64}u, {at['rank']}, {at['purpose']}, {at['step']}, {at['round']}, {cpp_hex(at['words'])}"
+        for at in philox["streams"]
+    ]
+    choices = []
+    for step, (population, count) in enumerate(CHOICES, start=1):
+        chosen = choose(lambda n, k, s=step: words(16, s, n, k), population, count)
+        choices.append(f"{population}, {count}, {step}, {cpp_list(chosen.tolist())}")
+    bounds, groups = (np.array(column, dtype=np.int64) for column in zip(*EVICTIONS, strict=True))
+    evicted = distinct_below(lambda k: words(2, 1, len(bounds), k), bounds, groups)
+    tables = {
+        "KnownBlock kBlocks": published,
+        "KnownStream kStreams": streams,
+        "KnownChoice kChoices": choices,
+        "KnownScenario kScenarios": [cpp_scenario(vector) for vector in behaviour],
+    }
+    text = HEADER_START
+    for name, rows in tables.items():
+        lines = "\n".join(
+            textwrap.fill(f"{{{row}}},", 118, initial_indent="  ", subsequent_indent="   ") for row in rows
+        )
+        text += f"inline const {name}[] = {{\n{lines}\n}};\n\n"
+    for name, values in {"kEvictionBounds": bounds, "kEvictionGroups": groups, "kEvictionValues": evicted}.items():
+        kind = "uint32_t" if name == "kEvictionGroups" else "uint64_t"
+        text += f"inline const std::vector<{kind}> {name} = {cpp_list(values.tolist())};\n"
+    return text + HEADER_END
+
+
+HEADER_START = """\
+// Known answers for the tests of the engine, made by tests/contract/make_vectors.py like the JSON files there.
+// Not for editing. What a scenario submits, and what its answers mean, is in plan_test.cc.
+// clang-format off
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace reprise::known {
+
+struct KnownBlock {
+  uint64_t counter[4], key[2], words[4];
+};
+
+struct KnownStream {
+  uint64_t seed;
+  uint32_t rank;
+  uint64_t purpose, step, round;
+  std::vector<uint64_t> words;
+};
+
+// choose(population, count) for draw 0 of a step, with the words of kChoiceSeed and kChoiceRank; so are the evictions
+// of step 1, kEvictionValues.
+struct KnownChoice {
+  uint64_t population, count, step;
+  std::vector<uint64_t> values;
+};
+
+inline constexpr uint64_t kChoiceSeed = 11;
+inline constexpr uint32_t kChoiceRank = 2;
+inline constexpr uint64_t kAllRows = UINT64_MAX;
+
+struct KnownScenario {
+  const char* policy;
+  uint32_t ranks, capacity;
+  uint64_t candidates;
+  std::vector<uint32_t> draws;
+  uint64_t seed;
+  std::vector<int64_t> answers;
+};
+
+"""
+HEADER_END = """
+}  // namespace reprise::known
+"""
+
+
 def main() -> None:
-    (HERE / "philox_vectors.json").write_text(json.dumps(philox_vectors(), indent=1) + "\n")
+    philox = philox_vectors()
+    (HERE / "philox_vectors.json").write_text(json.dumps(philox, indent=1) + "\n")
     vectors = [{**scenario, "steps": record(scenario)} for scenario in SCENARIOS]
     lines = ",\n".join(json.dumps(vector) for vector in vectors)
     (HERE / "behaviour_vectors.json").write_text(f"[\n{lines}\n]\n")
+    HEADER.write_text(cpp_header(philox, vectors))
 
 
 if __name__ == "__main__":

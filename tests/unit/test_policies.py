@@ -10,7 +10,7 @@ from scipy import stats
 
 from reprise.buffer.policies import POLICIES
 from reprise.buffer.policies.base import last_writes, split_counts
-from reprise.buffer.policies.random_words import CANDIDATES, RandomWords, choose
+from reprise.buffer.policies.random_words import CANDIDATES, EVICT, INSERT, RandomWords, below, choose, distinct_below
 
 REJECT = 0.01
 
@@ -259,6 +259,81 @@ def test_class_balanced_matches_the_bookkeeping_of_its_slots():
         assert sum(policy.sizes) == policy.stored
 
 
+def by_the_book(lists, seen, share, labels, step, words):
+    """docs/determinism.md, class_balanced, with one Python list of slots per label; returns the writes."""
+    stored, wrote, beyond, growing = sum(map(len, lists.values())), {}, [], {}
+    kept = {label for label in dict.fromkeys([*lists, *labels]) if seen.get(label, 0) == len(lists.get(label, []))}
+    for label in labels:
+        lists.setdefault(label, [])
+        seen.setdefault(label, 0)
+    for row, label in enumerate(labels):
+        if stored < share:
+            lists[label].append(stored)
+            wrote[row] = stored
+            stored += 1
+        else:
+            beyond.append(row)
+    wanted = {label: sum(labels[row] == label for row in beyond) if label in kept else 0 for label in lists}
+    if any(wanted.values()):
+        ceiling = {label: len(lists[label]) + wanted[label] for label in lists}
+        level = max(n for n in range(share + 1) if sum(min(c, n) for c in ceiling.values()) <= share)
+        target = {label: min(c, level) for label, c in ceiling.items()}
+        above = sorted(
+            (label for label in lists if ceiling[label] > level), key=lambda label: len(lists[label]) <= level
+        )
+        for label in above[: share - sum(target.values())]:
+            target[label] += 1
+        entries = [label for label in lists for _ in range(len(lists[label]) - target[label])]
+        numbers = np.array([list(lists).index(label) for label in entries], dtype=np.int64)
+        bounds = np.array([len(lists[label]) for label in entries], dtype=np.int64)
+        drawn = distinct_below(lambda k: words(EVICT, step, len(entries), k), bounds, numbers).tolist()
+        freed = [lists[label][position] for label, position in zip(entries, drawn, strict=True)]
+        growing = {label: max(target[label] - len(lists[label]), 0) for label in lists}
+        for label in dict.fromkeys(entries):
+            evicted = sorted(p for entry, p in zip(entries, drawn, strict=True) if entry == label)
+            end = len(lists[label]) - len(evicted)
+            movers = [lists[label][p] for p in range(end, len(lists[label])) if p not in evicted]
+            for hole, mover in zip([p for p in evicted if p < end], movers, strict=True):
+                lists[label][hole] = mover
+            del lists[label][end:]
+        for row in beyond:
+            if growing[labels[row]] > 0:
+                growing[labels[row]] -= 1
+                wrote[row] = freed.pop(0)
+                lists[labels[row]].append(wrote[row])
+    for row, word in enumerate(words(INSERT, step, len(labels))):
+        seen[labels[row]] += 1
+        if row not in wrote:
+            position = int(below(word, np.uint64(seen[labels[row]])))
+            if position < len(lists[labels[row]]):
+                wrote[row] = lists[labels[row]][position]
+    return {row: slot for row, slot in wrote.items() if slot not in [s for r, s in wrote.items() if r > row]}
+
+
+def test_class_balanced_does_what_its_definition_says_list_by_list():
+    """The order of the lists too, on which later evictions and replacements depend."""
+    steps_with_large_evictions = 0
+    for seed in range(16):
+        random, words, step = np.random.default_rng(seed), RandomWords(seed, 2), 0
+        share = int(random.integers(1, 70))
+        policy, lists, seen = POLICIES["class_balanced"](share), {}, {}
+        labels = random_stream(random, 300, int(random.integers(1, 11)))
+        while len(labels):
+            batch, labels = np.split(labels, [random.integers(0, 30)])
+            step += 1
+            sizes = {label: len(slots) for label, slots in lists.items()}
+            expected = by_the_book(lists, seen, share, batch.tolist(), step, words)
+            rows, slots = policy.insert(batch, len(batch), step, words)
+            assert dict(zip(rows.tolist(), slots.tolist(), strict=True)) == expected
+            state = policy.state_dict()
+            assert state["labels"].tolist() == list(lists)
+            assert state["seen"].tolist() == list(seen.values())
+            assert state["sizes"].tolist() == [len(slots) for slots in lists.values()]
+            assert state["members"].tolist() == [slot for slots in lists.values() for slot in slots]
+            steps_with_large_evictions += any(len(lists[label]) < size - 2 for label, size in sizes.items())
+    assert steps_with_large_evictions > 20
+
+
 def test_class_balanced_makes_room_for_a_new_class_from_the_largest():
     shelf = Shelf("class_balanced", 30)
     labels = np.array([1] * 5 + [2] * 25 + [-9] * 4)
@@ -350,6 +425,10 @@ def test_class_balanced_merge_keeps_counts_and_classes():
         policy.load_state_dict(state)
         assert policy.stored == int((owners == rank).sum())
         assert bool((policy.seen >= policy.sizes).all())
+        held = labels[stored[owners == rank]]
+        assert [held[slot] for slot in state["members"]] == sorted(held)
+        by_class = policy.seen / policy.sizes
+        assert policy.inverse_inclusion(np.arange(policy.stored)).tolist() == by_class[held + 3].tolist()
         for label, seen in zip(state["labels"].tolist(), state["seen"].tolist(), strict=True):
             total[label] = total.get(label, 0) + seen
     assert total == {label: int((labels == label).sum()) for label in range(-3, 4)}
