@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # With REPRISE_SYSTEM_PACKAGES some of the tools are the machine's own, hence by name and not by path.
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 CHOSEN := $(if $(filter command environment,$(origin PYTHON)),--python-was-chosen)
-LINTED := runtime buffer cl_models scenarios train report backbone cpp_loader main
+CPP_BUILDS := release address thread
+LINTED := runtime buffer cl_models scenarios train report backbone cpp_loader benchmarks main
 
 # horovodrun pipes its workers' output; this lets rank 0 draw its progress bar on the terminal all the same.
 ON_TERMINAL = if [ -t 2 ]; then export REPRISE_TERMINAL="$$(tty <&2)"; fi;
@@ -13,7 +14,7 @@ ON_TERMINAL = if [ -t 2 ]; then export REPRISE_TERMINAL="$$(tty <&2)"; fi;
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean distclean
+.PHONY: help setup demo test ctest $(CPP_BUILDS:%=ctest-%) bench lint clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,11 +29,19 @@ demo: setup  ## two Horovod workers learn handwritten digits, without rehearsal 
 	@$(BIN)/python -m reprise.report results/demo-vanilla results/demo-er
 	@echo "Pictures:"; ls results/demo-vanilla/*.png results/demo-er/*.png
 
-test: setup  ## every test that needs no GPU
+test: setup ctest  ## every test that needs no GPU
 	$(IN_VENV) timeout 1500 pytest tests
-	$(IN_VENV) cmake -S . -B build/ctest -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
-	$(IN_VENV) timeout 300 cmake --build build/ctest
-	$(IN_VENV) timeout 300 ctest --test-dir build/ctest --output-on-failure
+
+ctest: $(CPP_BUILDS:%=ctest-%)  ## the C++ tests: as released, under address and undefined, and under thread sanitizer
+
+$(CPP_BUILDS:%=ctest-%): ctest-%: setup
+	@echo "C++ tests: $*"
+	@$(IN_VENV) timeout 600 cmake --preset $* --no-warn-unused-cli -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
+	@$(IN_VENV) timeout 600 cmake --build --preset $*
+	@$(IN_VENV) timeout 600 ctest --preset $*
+
+bench: setup  ## the buffer against the memory limit and those of its peers that are installed (ARGS="--workload cifar")
+	@$(BIN)/python benchmarks/buffer.py $(ARGS)
 
 lint: setup  ## style, format, types, C++ format
 	$(IN_VENV) ruff check .
@@ -40,7 +49,7 @@ lint: setup  ## style, format, types, C++ format
 	@# mypy has to see the checkout under its import name, whatever the folder is called.
 	@mkdir -p build/typed && ln -sfn "$(CURDIR)" build/typed/reprise
 	$(IN_VENV) MYPYPATH=build/typed mypy $(LINTED:%=-p reprise.%)
-	$(IN_VENV) clang-format --dry-run --Werror cpp_loader/*.cc cpp_loader/src/*.cc cpp_loader/src/*.h
+	$(IN_VENV) clang-format --dry-run --Werror $$(find cpp_loader -name '*.cc' -o -name '*.h')
 
 clean:  ## remove builds and caches
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

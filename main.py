@@ -294,6 +294,8 @@ def _buffer(
         "deterministic": config.deterministic,
         "device": device,
         "dist": comm,
+        "storage": config.storage,
+        "threads": config.threads,
     }
     if source:
         return RehearsalBuffer.restore(source / "buffer", **arguments)
@@ -407,9 +409,11 @@ def _unused(options: "Options") -> list[str]:
     lines = []
     if options.buffer_config.given and not strategy.uses_buffer:
         lines.append(f"--buffer-config has no effect: {options.model} uses no rehearsal buffer")
-    for key in ("threads", "soft_augmentations_offset", "num_representatives_distillation"):
+    if "threads" in options.buffer_config.given and options.buffer_config.implementation == "python":
+        lines.append("buffer_config threads has no effect with implementation python")
+    for key in ("soft_augmentations_offset", "num_representatives_distillation"):
         if key in options.buffer_config.given and strategy.uses_buffer:
-            lines.append(f"buffer_config {key} has no effect with {options.model} and the python buffer")
+            lines.append(f"buffer_config {key} has no effect with {options.model}")
     for key in ("alpha", "beta"):
         if key in options.strategy_config.given:
             lines.append(f"model_config {key} has no effect with {options.model}")

@@ -6,15 +6,17 @@ behaviour therefore never depends on timing, with or without `deterministic`.
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reprise.buffer.exchange import fetch
 from reprise.buffer.plan import plan_draws
 from reprise.buffer.policies.random_words import Int64s
-from reprise.buffer.schema import Columns, Spec
+from reprise.buffer.schema import Columns, Prepared, Spec
 from reprise.buffer.shard import Shard
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import PeerLost
@@ -22,20 +24,18 @@ from reprise.runtime.spans import Spans
 
 logger = logging.getLogger(__name__)
 
-Prepared = tuple[Columns, tuple[int, ...]]  # rows of all draws of one step, and how many belong to each
-
 
 class PythonEngine:
     """One rank's engine. Not thread-safe: one caller. With scope global, `submit` is a collective."""
 
     name = "python"
 
-    def __init__(self, spec: Spec, comm: Communicator, spans: Spans) -> None:
+    def __init__(self, spec: Spec, comm: Communicator) -> None:
         self.spec = spec
         self.shard = Shard(spec)
         self.step = 0
         self._comm = comm
-        self._spans = spans
+        self._spans = Spans()
         self._alone = not spec.exchanges
         # (ranks, 2): samples stored and seen samples they stand for, as of the last submit.
         self._fill = np.zeros((spec.world_size, 2), dtype=np.int64)
@@ -57,12 +57,36 @@ class PythonEngine:
             return int(counts.sum())
         return int(self._fill[:, 0].sum())
 
-    def submit(self, batch: Columns) -> None:
-        """Insert a batch (CPU columns of b rows: fields, "y", "task"), then prepare the draws of the next step."""
-        self.step += 1
-        with self._spans.span("insert"):
-            self.shard.insert(batch, self.step)
-        self.prepare()
+    @property
+    def stored(self) -> int:
+        return self.shard.stored
+
+    @property
+    def submitted(self) -> int:
+        return self.shard.submitted
+
+    def class_counts(self) -> dict[int, int]:
+        return self.shard.class_counts()
+
+    def timings(self) -> dict[str, dict[str, float]]:
+        return self._spans.stats()
+
+    def submit(self, fields: Mapping[str, Tensor], y: Tensor, task: int | Tensor, copy: bool) -> None:
+        """Insert a checked batch, then prepare the draws of the next step. Has read everything when it returns."""
+        with self._spans.span("submit"):
+            self.step += 1
+            batch = {name: fields[name].detach().cpu().resolve_conj().resolve_neg() for name in self.spec.fields}
+            batch["y"] = y.detach().cpu()
+            batch["task"] = task if isinstance(task, Tensor) else torch.full((len(y),), task, dtype=torch.int64)
+            with self._spans.span("insert"):
+                self.shard.insert(batch, self.step)
+            self.prepare()
+
+    def drain(self) -> None:
+        """Nothing to wait for: submit() has done it all."""
+
+    def close(self) -> None:
+        self.shard.columns.clear()
 
     def prepare(self) -> None:
         """Draw from the present contents. Collective with scope global."""
@@ -76,9 +100,10 @@ class PythonEngine:
 
     def wait(self) -> Prepared:
         """The draws prepared one step ago; 0 rows at the first call, when there was no step yet."""
+        self._spans.add("wait", 0)  # everything has been done in submit()
         if not self._started:
             self._started = True
-            return self._columns(self.shard.gather(_NO_SLOTS), _NO_SLOTS, 0.0), (0,) * len(self.spec.draws)
+            return self._prepare(self.shard.gather(_NO_SLOTS), _NO_SLOTS, 0.0, (0,) * len(self.spec.draws))
         if not self._prepared:
             raise RuntimeError("wait() called twice without a submit() in between: no draw was asked for")
         return self._prepared.popleft()
@@ -89,8 +114,8 @@ class PythonEngine:
             "started": self._started,
             "fill": torch.from_numpy(self._fill.copy()),
             "prepared": [
-                {"sizes": list(sizes), "columns": {name: value.clone() for name, value in columns.items()}}
-                for columns, sizes in self._prepared
+                {"sizes": list(draw.sizes), "columns": {name: value.clone() for name, value in draw.columns.items()}}
+                for draw in self._prepared
             ],
             "shard": self.shard.state_dict(),
         }
@@ -101,7 +126,8 @@ class PythonEngine:
         self._fill = state["fill"].numpy().copy()
         self._prepared.clear()
         for entry in state["prepared"]:
-            self._prepared.append(({n: value.clone() for n, value in entry["columns"].items()}, tuple(entry["sizes"])))
+            columns = {name: value.clone() for name, value in entry["columns"].items()}
+            self._prepared.append(Prepared(columns, 0, tuple(entry["sizes"])))
         self.shard.load_state_dict(state["shard"])
 
     def continue_from(self, shard_state: dict[str, Any], step: int) -> None:
@@ -123,13 +149,13 @@ class PythonEngine:
         stored, mass = self._fill.sum(axis=0)
         with self._spans.span("fetch"):
             rows = self.shard.gather(plan.slots) if self._alone else fetch(plan, self.shard, self._comm)
-        return self._columns(rows, plan.ranks, stored / max(mass, 1)), plan.sizes
+        return self._prepare(rows, plan.ranks, stored / max(mass, 1), plan.sizes)
 
-    def _columns(self, rows: Columns, ranks: Int64s, scale: float) -> Columns:
+    def _prepare(self, rows: Columns, ranks: Int64s, scale: float, sizes: tuple[int, ...]) -> Prepared:
         """Gathered rows as they are delivered: the weight is 1 on average over everything stored."""
         rows["weight"] = (rows.pop("inverse_inclusion") * scale).to(torch.float32)
         rows["rank"] = torch.from_numpy(ranks)
-        return rows
+        return Prepared(rows, 0, sizes)
 
 
 _NO_SLOTS = np.empty(0, dtype=np.int64)

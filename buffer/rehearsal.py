@@ -4,7 +4,10 @@ Per step: `submit()` a batch and `wait()` for the draws prepared meanwhile, or `
 one contiguous batch. Which sample is stored where is decided in policies/, what is drawn in plan.py.
 """
 
+import functools
 import logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,15 +17,16 @@ import psutil
 import torch
 from torch import Tensor
 
-from reprise import cpp_loader
-from reprise.buffer import snapshot
+from reprise.buffer import native_engine, snapshot
+from reprise.buffer.batches import CopiedBatches
+from reprise.buffer.native_engine import NativeEngine
 from reprise.buffer.python_engine import PythonEngine
-from reprise.buffer.schema import Columns, Draw, Field, Spec
+from reprise.buffer.schema import Draw, Field, Prepared, Spec, draws_of
 from reprise.runtime import dist as runtime_dist
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
+from reprise.runtime.files import disk_errors
 from reprise.runtime.registry import nearest
-from reprise.runtime.spans import Spans
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +42,11 @@ class RehearsalBuffer:
     policy: "class_balanced" | "reservoir" | "fifo". scope: draw from all ranks ("global") or this one ("local").
     implementation: "standard" | "flyweight" | "python". seed: the same on all ranks. deterministic: contents and draws
     depend on seed, world size and batches alone. device: where draws are delivered. dist: a Communicator, default the
-    current one.
+    current one. storage: "memory", or "file:/path" for capacities beyond it: samples lie in a file without a name in
+    the folder /path, or where the file /path.<rank> would be. threads: how many the engine may copy with, on this rank.
+    ("python" has neither: its samples lie in memory, and it works when it is called.)
 
-    Raises UserError (a ValueError) for bad arguments and when the memory asked for exceeds what the node has.
+    Raises UserError (a ValueError) for bad arguments and when the memory or disk asked for exceed what the node has.
     Not thread-safe: one thread per buffer. With more than one rank and scope "global", every rank must call `submit`,
     `augment` and `save` equally often: they may exchange data. A batch of 0 rows is allowed.
     """
@@ -58,105 +64,118 @@ class RehearsalBuffer:
         deterministic: bool = False,
         device: str | torch.device = "cpu",
         dist: Communicator | None = None,
+        *,
+        storage: str = "memory",
+        threads: int = 1,
     ) -> None:
         self._comm = dist if dist is not None else runtime_dist.current()
-        try:
-            self.device = torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise UserError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
+        self.device = _device(device)
         self.deterministic = deterministic
         self.spec = Spec(
             dict(fields), capacity, draws, candidates, policy, scope, seed, self._comm.rank, self._comm.size
         )
-        self._spans = Spans()
         self._closed = False
-        self._batches: list[Columns] = [{}, {}]  # rows for augment(): one set with the user, one being filled
-        self._next = 0
-        self._check_memory()
-        self.implementation = _choose(implementation, self._comm)
-        self._engine = PythonEngine(self.spec, self._comm, self._spans)
+        folder = _storage_path(storage, self._comm)
+        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+            raise UserError(f"threads must be a whole number from 1, got {threads!r}")
+        self.implementation = _choose(implementation, self.spec, self._comm)
+        if self.implementation == "python" and folder:
+            raise UserError(
+                f"storage '{storage}' needs the C++ engine, but the buffer runs 'python'; use storage 'memory'"
+            )
+        self._check_room(folder)
+        self._engine: NativeEngine | PythonEngine
+        self._native: NativeEngine | None = None
+        if self.implementation == "python":
+            self._engine = PythonEngine(self.spec, self._comm)
+        else:
+            self._engine = self._native = NativeEngine(
+                self.spec, self._comm, device=self.device, threads=threads, storage=folder
+            )
+        native_here = self._native if self._native is not None and self._native.device == self.device else None
+        # "standard" gathers representatives to where they belong in the batch; the others' are copied there.
+        self._in_place = native_here if self.implementation == "standard" else None
+        self._draws_here = native_here.draws if native_here is not None else None
+        self._batches = CopiedBatches(self.spec, self.device)
 
     # ---- a step
 
-    def submit(self, *, y: Tensor, task: int | Tensor | None = None, **fields: Tensor) -> None:
+    def submit(self, *, y: Tensor, task: int | Tensor | None = None, copy: bool = False, **fields: Tensor) -> None:
         """Offer a batch to the policy, then prepare the draws of the next step.
 
         y: int64 (b,). task: int, integer (b,) or None (stored as -1). fields: (b, *shape) each. On the CPU or on
-        `device`. The inputs may be overwritten as soon as this returns. Raises UserError naming the field for a wrong
-        shape, dtype, device or missing field, and then stores nothing of the batch.
+        `device`. Raises UserError naming the field for a wrong shape, dtype, device or missing field, and then stores
+        nothing of the batch.
+
+        Returns at once: the engine copies in the background and keeps the tensors alive meanwhile. They may be
+        overwritten once the draw that was prepared after them has been delivered, that is when the first `wait()` or
+        `augment()` after the *next* submit returns, or when `drain()` returns. copy=True: as soon as this returns, at
+        the price of a copy here. A change in place that comes too early is found, where torch counts it, and raised as
+        RuntimeError by a later call. ("python" has read everything when this returns.)
         """
-        self._open()
-        self.spec.check_batch(fields, y, self.device)
-        tasks = self.spec.task_column(task, len(y), self.device)
-        with self._spans.span("submit"):
-            batch = {name: fields[name].detach().cpu() for name in self.spec.fields}
-            self._engine.submit({**batch, "y": y.detach().cpu(), "task": tasks})
+        # The common case in one call: everything before the engine is time that the training step waits.
+        if self._native is None or copy or not self._native.submit_as_is(fields, y, task):
+            self._open()
+            self.spec.check_batch(fields, y, self.device)
+            self._engine.submit(fields, y, self.spec.check_task(task, len(y), self.device), copy)
 
     def wait(self) -> tuple[Draw, ...]:
         """The draws prepared during the previous step, one per entry of `draws`; the first call returns 0 rows.
 
         A draw has min(r, samples stored) rows on `device`, valid until the next `wait()` or `augment()` returns.
         """
+        if self._draws_here is not None:
+            return self._draws_here()
         self._open()
-        with self._spans.span("wait"):
-            columns, sizes = self._engine.wait()
-            delivered = {name: value.to(self.device, non_blocking=True) for name, value in columns.items()}
-        parts = {name: value.split(list(sizes)) if sizes else () for name, value in delivered.items()}
-        return tuple(
-            Draw({name: rows[index] for name, rows in parts.items()}, (size,)) for index, size in enumerate(sizes)
-        )
+        return draws_of(self._prepared())
 
     def augment(self, *, y: Tensor, task: int | Tensor | None = None, **fields: Tensor) -> Draw:
         """wait(), put the batch and all draws into contiguous tensors, submit(batch).
 
         Returns b + n rows per column on `device`: rows 0..b-1 are the arguments (weight 1, this rank), then the draws
         one after the other; `sizes` is (b, n_1, ...). Rows obtained from `rows(b)` are not copied. Valid until the next
-        `wait()` or `augment()` returns. Raises as `submit`, before anything is taken or stored.
+        `wait()` or `augment()` returns; until then the arguments must not be overwritten (see `submit`), nor the
+        result's first b rows if they came from `rows(b)`. Raises as `submit`, before anything is taken or stored.
         """
         self._open()
         self.spec.check_batch(fields, y, self.device)
-        tasks = self.spec.task_column(task, len(y), self.device)
-        batch_size = len(y)
-        draws = self.wait()
-        sizes = (batch_size, *(len(draw) for draw in draws))
-        columns = {name: column[: sum(sizes)] for name, column in self._batch_set(batch_size).items()}
-        self._next = 1 - self._next
-        own = {**fields, "y": y, "task": tasks}
-        for name, column in columns.items():
-            if name in own:
-                _copy_unless_same(column[:batch_size], own[name])
-            offset = batch_size
-            for draw in draws:
-                column[offset : offset + len(draw)].copy_(draw[name])
-                offset += len(draw)
-        columns["weight"][:batch_size] = 1.0
-        columns["rank"][:batch_size] = self.spec.rank
-        self.submit(y=y, task=tasks, **fields)
-        return Draw(columns, sizes)
+        tasks = self.spec.check_task(task, len(y), self.device)
+        rows = len(y)
+        if self._in_place is not None:
+            self._in_place.reserve_front(rows)
+            columns, start, sizes = self._prepared()
+        else:
+            columns, start, sizes = self._batches.join(rows, self._prepared())
+        first = start - rows
+        own = {name: _place(value, columns[name][first:start]) for name, value in fields.items()}
+        own_y = _place(y, columns["y"][first:start])
+        columns["task"][first:start] = tasks
+        self._engine.submit(own, own_y, tasks, copy=False)
+        return Draw(columns, (rows, *sizes), first)
 
     def rows(self, b: int) -> dict[str, Tensor]:
         """Uninitialised rows 0..b-1 of the next batch, by name ("y" included), for a loader to collate into.
 
-        Pass them on with `augment(**rows, task=...)`, which then copies nothing. Valid until that call returns.
+        Pass them on with `augment(**rows, task=...)`, which then copies nothing; the first rows of them may be passed
+        on too, and are copied. Valid until that call returns.
         """
         self._open()
         if b < 0:
             raise UserError(f"rows(b): b must be >= 0, got {b}")
-        columns = self._batch_set(b)
-        return {name: columns[name][:b] for name in (*self.spec.fields, "y")}
+        return self._batches.rows(b) if self._in_place is None else self._in_place.rows(b)
 
     # ---- what is in it
 
     def __len__(self) -> int:
-        """Samples stored on this rank."""
+        """Samples stored on this rank. Like all questions about the contents it waits for what was submitted."""
         self._open()
-        return self._engine.shard.stored
+        return self._engine.stored
 
     @property
     def seen(self) -> int:
         """Samples submitted on this rank."""
         self._open()
-        return self._engine.shard.submitted
+        return self._engine.submitted
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -187,17 +206,22 @@ class RehearsalBuffer:
     def class_counts(self) -> dict[int, int]:
         """{label: samples stored} on this rank."""
         self._open()
-        return self._engine.shard.class_counts()
+        return self._engine.class_counts()
 
     def timings(self) -> dict[str, dict[str, float]]:
-        """Per part of the work ("submit", "insert", "plan", "fetch", "wait"): count, mean, p50, p95 in ms."""
-        return self._spans.stats()
+        """Per part of the work: count, total, mean, p50 and p95 in ms.
+
+        "submit": the call; "queue": from there until the engine begins; "insert", "plan", "fetch": its work; "wait":
+        the time a wait() was blocked.
+        """
+        return self._engine.timings()
 
     # ---- life
 
     def drain(self) -> None:
         """Return once everything submitted is stored and the next draw is ready. Raises what went wrong meanwhile."""
-        self._open()  # this implementation has finished when submit() returns
+        self._open()
+        self._engine.drain()
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's shard, counters, position in the random streams and draws in flight; tensors and numbers only."""
@@ -247,10 +271,12 @@ class RehearsalBuffer:
         return buffer
 
     def close(self) -> None:
-        """Release the memory. Idempotent; afterwards whatever needs the contents raises RuntimeError."""
+        """Release the memory. Idempotent; afterwards whatever needs the contents raises RuntimeError.
+
+        May be called from another thread, to wake a blocked wait(). Draws and batches handed out stay readable.
+        """
         self._closed = True
-        self._batches.clear()
-        self._engine.shard.columns.clear()
+        self._engine.close()
 
     def __enter__(self) -> "RehearsalBuffer":
         return self
@@ -266,42 +292,79 @@ class RehearsalBuffer:
         if self._closed:
             raise RuntimeError("the rehearsal buffer is closed")
 
-    def _batch_set(self, batch_size: int) -> Columns:
-        needed = batch_size + sum(self.spec.draws)
-        batch = self._batches[self._next]
-        if not batch or len(batch["y"]) < needed:
-            columns = {name: field.empty(needed, self.device) for name, field in self.spec.fields.items()}
-            for name, dtype in (("y", torch.int64), ("task", torch.int64), ("rank", torch.int64)):
-                columns[name] = torch.empty(needed, dtype=dtype, device=self.device)
-            columns["weight"] = torch.empty(needed, dtype=torch.float32, device=self.device)
-            self._batches[self._next] = columns
-        return self._batches[self._next]
+    def _prepared(self) -> Prepared:
+        prepared = self._engine.wait()
+        if self._draws_here is not None or self.device.type == "cpu":
+            return prepared
+        delivered = {name: value.to(self.device, non_blocking=True) for name, value in prepared.columns.items()}
+        return prepared._replace(columns=delivered)
 
-    def _check_memory(self) -> None:
+    def _check_room(self, folder: str) -> None:
+        """Say how much is asked for, and refuse what does not fit."""
         per_node = self.bytes_per_rank * self._comm.local_size
-        available = psutil.virtual_memory().available
+        if folder:
+            place = folder if os.path.isdir(folder) else os.path.dirname(folder) or "."
+            with disk_errors("use", Path(place)):
+                room, where = shutil.disk_usage(place).free, f"free in '{place}'"
+        else:
+            room, where = psutil.virtual_memory().available, "available"
         numbers = (
             f"{self.spec.share} of {self.capacity} samples x {self.spec.bytes_per_sample} bytes = "
             f"{self.bytes_per_rank / 2**20:.1f} MiB per rank, {per_node / 2**20:.1f} MiB on this node, "
-            f"{available / 2**20:.0f} MiB available"
+            f"{room / 2**20:.0f} MiB {where}"
         )
-        if per_node > available:
+        if per_node > room:
             raise UserError(f"the rehearsal buffer does not fit: {numbers}; lower capacity or rehearsal_ratio")
         logger.info("rehearsal buffer: %s", numbers)
 
 
-def _choose(implementation: str, comm: Communicator) -> str:
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from error
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise UserError(f"device '{device}': torch finds no GPU here; use device 'cpu'")
+    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+
+
+def _storage_path(storage: str, comm: Communicator) -> str:
+    """Where the samples of this rank lie: a folder, a file's name, or "" for memory."""
+    if storage == "memory":
+        return ""
+    if not isinstance(storage, str) or not storage.startswith("file:") or storage == "file:":
+        raise UserError(f"unknown storage {storage!r}; choose 'memory' or 'file:/path' (a folder, or a file's name)")
+    path = os.path.expanduser(storage.removeprefix("file:"))
+    return path if os.path.isdir(path) else f"{path}.{comm.rank}"
+
+
+def _choose(implementation: str, spec: Spec, comm: Communicator) -> str:
     """The implementation that runs; says so on rank 0 when it is not the one asked for."""
     if implementation not in IMPLEMENTATIONS:
         hint = nearest(str(implementation), IMPLEMENTATIONS)
         raise UserError(f"unknown implementation '{implementation}'{hint or ';'} choose: {', '.join(IMPLEMENTATIONS)}")
-    if implementation != "python" and comm.rank == 0:
-        reason = "its rehearsal engine is not part of this version" if cpp_loader.available() else cpp_loader.why_not()
-        logger.warning("buffer implementation '%s' needs the C++ module: %s; running 'python'", implementation, reason)
+    reason = "" if implementation == "python" else native_engine.why_not(spec)
+    if not reason:
+        return implementation
+    if comm.rank == 0:
+        _warn_once(f"buffer implementation '{implementation}' runs as 'python': {reason}")
     return "python"
 
 
-def _copy_unless_same(target: Tensor, source: Tensor) -> None:
-    same = target.data_ptr() == source.data_ptr() and target.stride() == source.stride()
-    if not same or target.device != source.device:
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _place(source: Tensor, target: Tensor) -> Tensor:
+    """Put the rows where they belong in the batch, unless they are there; returns the tensor to submit."""
+    if source.device == target.device and source.data_ptr() == target.data_ptr() and source.stride() == target.stride():
+        return source
+    if source.untyped_storage().data_ptr() != target.untyped_storage().data_ptr():
         target.copy_(source, non_blocking=True)
+        return source
+    # Fewer rows than rows() was asked for: they move up to the draws, over memory of their own.
+    target.copy_(source.clone())
+    return target

@@ -1,8 +1,9 @@
 """What a sample is made of, what a draw looks like, and the checks of both. Shared by every implementation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from reprise.runtime.registry import nearest
 
 Columns = dict[str, Tensor]  # name -> (n, *shape): one row per sample
 
-RESERVED = ("y", "task", "weight", "rank")
+RESERVED = ("y", "task", "weight", "rank", "copy", "self")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class Field:
         return torch.empty((rows, *self.shape), dtype=self.dtype, device=device)
 
 
+class Prepared(NamedTuple):
+    """What an engine delivers: columns in which the draws lie one after the other from row `start` on."""
+
+    columns: Columns
+    start: int
+    sizes: tuple[int, ...]
+
+
 class Draw:
     """Samples as columns: the fields, and "y" int64, "task" int64, "weight" float32, "rank" int64, each (n, ...).
 
@@ -54,30 +63,40 @@ class Draw:
     stay valid until its next `wait()` or `augment()` returns.
     """
 
-    def __init__(self, columns: Columns, sizes: tuple[int, ...]) -> None:
+    __slots__ = ("_columns", "_rows", "sizes")
+
+    def __init__(self, columns: Columns, sizes: tuple[int, ...], start: int = 0) -> None:
+        """columns: of any length; the rows are those from `start` on, as many as `sizes` say."""
         self._columns = columns
+        self._rows = slice(start, start + sum(sizes))
         self.sizes = sizes
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._columns[name]
+        return self._columns[name][self._rows]
 
     def __contains__(self, name: object) -> bool:
         return name in self._columns
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return self._rows.stop - self._rows.start
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
 
-    def keys(self) -> Any:
+    def keys(self) -> KeysView[str]:
         return self._columns.keys()
 
-    def items(self) -> Any:
-        return self._columns.items()
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self[name]) for name in self._columns)
 
     def __repr__(self) -> str:
         return f"Draw({len(self)} rows: {', '.join(self._columns)})"
+
+
+def draws_of(prepared: Prepared) -> tuple[Draw, ...]:
+    """One Draw for each of the sizes."""
+    starts = accumulate(prepared.sizes, initial=prepared.start)
+    return tuple(Draw(prepared.columns, (size,), start) for size, start in zip(prepared.sizes, starts, strict=False))
 
 
 @dataclass(frozen=True)
@@ -160,17 +179,19 @@ class Spec:
             if value.device.type not in ("cpu", device.type):
                 raise UserError(f"field '{name}': got a tensor on {value.device}, expected the cpu or {device}")
 
-    def task_column(self, task: int | Tensor | None, rows: int, device: torch.device) -> Tensor:
-        """Tasks, from the CPU or `device`, as int64 (rows,) on the CPU; None is stored as -1."""
+    def check_task(self, task: int | Tensor | None, rows: int, device: torch.device) -> int | Tensor:
+        """The task of every row: an int (-1 for None), or int64 (rows,) on the CPU. Raises UserError for others."""
         if isinstance(task, Tensor):
-            if task.shape != (rows,) or task.is_floating_point() or task.is_complex():
+            if task.shape != (rows,) or task.is_floating_point() or task.is_complex() or task.dtype == torch.bool:
                 raise UserError(f"'task' must be an int, None or an integer tensor ({rows},), got {_describe(task)}")
             if task.device.type not in ("cpu", device.type):
                 raise UserError(f"'task': got a tensor on {task.device}, expected the cpu or {device}")
             return task.to("cpu", torch.int64)
         if task is not None and not _is_count(task):
             raise UserError(f"'task' must be an int, None or an integer tensor ({rows},), got {task!r}")
-        return torch.full((rows,), -1 if task is None else task, dtype=torch.int64)
+        if task is not None and not -(2**63) <= task < 2**63:
+            raise UserError(f"'task' must fit into int64, got {task}")
+        return -1 if task is None else task
 
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

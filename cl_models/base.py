@@ -83,6 +83,13 @@ class ContinualModel:
         """
         raise NotImplementedError
 
+    def rows(self, b: int) -> dict[str, Tensor] | None:
+        """Where the loader may put "x" and "y" of the next batch of b samples, to spare a copy; None: anywhere.
+
+        A batch that lies there must be the next one that is observed.
+        """
+        return None
+
     def end_task(self, task: TaskLike) -> None:
         """Called after the last step of a task, before evaluation."""
 

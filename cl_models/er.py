@@ -25,6 +25,11 @@ class Er(Vanilla):
         assert parts.buffer is not None, "Er needs a rehearsal buffer"
         self._buffer: RehearsalBuffer = parts.buffer
 
+    def rows(self, b: int) -> dict[str, Tensor] | None:
+        # On a GPU the rows lie there, where no loader gathers to; augmented samples are made from the loaded ones.
+        in_place = self._buffer.device.type == "cpu" and not self.parts.stored_augmented
+        return self._buffer.rows(b) if in_place else None
+
     def observe(self, x: Tensor, y: Tensor, task: int) -> Metrics:
         if self.parts.stored_augmented:
             x = x.to(self.parts.device, non_blocking=True)

@@ -4,9 +4,15 @@ Says whether the compiled module `reprise.cpp_loader._core` can be imported and,
 not decided here: that is the buffer's business, the only caller.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reprise.cpp_loader._core import Engine
+
 _why_not = ""
 try:
-    from reprise.cpp_loader import _core  # noqa: F401
+    _core = importlib.import_module("reprise.cpp_loader._core")
 except ImportError as error:
     _why_not = str(error)
 
@@ -19,3 +25,9 @@ def available() -> bool:
 def why_not() -> str:
     """The text of the ImportError that keeps the engine from loading; empty when it is available."""
     return _why_not
+
+
+def engine() -> "type[Engine]":
+    """The engine's class; ask `available()` first."""
+    found: type[Engine] = _core.Engine
+    return found

@@ -1,2 +1,80 @@
+"""The compiled engine; see src/engine.h for the contract. Addresses are of memory that the caller keeps alive."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
 def version() -> str:
     """One line: interface version, C++ standard and compiler of this build."""
+
+class Memory:
+    """A writable buffer of bytes that keeps itself alive."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Engine:
+    """One rank's engine. One caller at a time, except for stats and close."""
+
+    def __init__(
+        self,
+        *,
+        prototypes: dict[str, Tensor],
+        labels: Tensor,
+        field_bytes: Sequence[int],
+        share: int,
+        policy: str,
+        draws: Sequence[int],
+        candidates: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        threads: int,
+        storage: str,
+        cuda_device: int,
+        current_stream: Callable[[], int],
+    ) -> None:
+        """prototypes, labels: tensors (0, *shape) of the fields and labels that will be submitted.
+
+        cuda_device: where batches may lie and draws are delivered, -1 for the host; current_stream: the driver's handle
+        of the stream that torch works on there, asked where torch does not say it to C.
+        """
+
+    def submit(self, fields: dict[str, Tensor], labels: Tensor, task: int | Tensor | None, /) -> bool:
+        """Queue a step and keep the tensors until it is done; False, and nothing done, if they are not plain."""
+
+    def submit_draw(self) -> None: ...
+    def set_device_rows(self, slot: int, columns: Sequence[int]) -> None: ...
+    def not_pinned(self) -> str: ...
+    def wait(self) -> tuple[int, tuple[int, ...]]:
+        """(staging slot, rows of each draw)."""
+
+    def drain(self) -> None: ...
+    def next_slot(self) -> int: ...
+    def staging(self, slot: int) -> tuple[Memory, int, list[int]]:
+        """(memory, front rows, offset of each column): fields, labels, tasks, ranks, weights."""
+
+    def reserve_front(self, rows: int) -> None: ...
+    def stored(self) -> int: ...
+    def submitted(self) -> int: ...
+    def step(self) -> int: ...
+    def mass(self) -> int: ...
+    def started(self) -> bool: ...
+    def labels(self) -> npt.NDArray[np.int64]: ...
+    def policy_state(self) -> dict[str, int | npt.NDArray[np.int64]]: ...
+    def read_column(self, column: int, target: int) -> None: ...
+    def load(
+        self,
+        policy: dict[str, int | npt.NDArray[np.int64]],
+        step: int,
+        submitted: int,
+        started: bool,
+        columns: Sequence[int],
+    ) -> None: ...
+    def adopt_draw(self, sizes: Sequence[int]) -> int: ...
+    def pending(self) -> list[tuple[int, tuple[int, ...]]]: ...
+    def stats(self) -> dict[str, dict[str, float]]: ...
+    def close(self) -> None: ...
+    def fail_next_step(self, message: str) -> None:
+        """Make the next step fail with a RuntimeError, to test what happens then."""

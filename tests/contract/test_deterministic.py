@@ -91,19 +91,15 @@ def test_a_loaded_state_continues_bit_for_bit_with_the_draw_in_flight(make, comm
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_restored_buffer_continues_bit_for_bit_also_when_restored_twice(make, comm, folder, implementation, policy):
+def test_a_restored_buffer_continues_bit_for_bit_also_when_restored_twice(make, comm, folder, restore, policy):
     """anchors.md A.3-11 and C.4b: resume, then save again and resume that."""
-    from reprise.buffer import RehearsalBuffer
-
     straight = trace(make(**arguments(comm, policy)), comm, 0, 18)
     buffer, delivered = make(**arguments(comm, policy)), []
     for first, last in ((0, 5), (5, 11), (11, 18)):
         delivered += trace(buffer, comm, first, last)
         buffer.save(folder)
         buffer.close()
-        buffer = RehearsalBuffer.restore(
-            folder, **arguments(comm, policy), implementation=implementation, deterministic=True
-        )
+        buffer = restore(folder, **arguments(comm, policy), deterministic=True)
         assert buffer.seen == 7 * last
     buffer.close()
     assert same(delivered, straight)
@@ -133,7 +129,7 @@ def test_the_recorded_vectors_are_what_the_reference_does(vector):
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=name_of)
-def test_draws_are_those_of_the_recorded_vectors(make, comm, vector):
+def test_slots_and_draws_are_those_of_the_recorded_vectors(make, comm, reach, vector):
     if comm.size != vector["ranks"]:
         pytest.skip(f"recorded for {vector['ranks']} ranks")
     arguments = {name: vector[name] for name in ("policy", "capacity", "candidates", "seed")}
@@ -144,7 +140,9 @@ def test_draws_are_those_of_the_recorded_vectors(make, comm, vector):
         rows = range(batch_size(step, comm.rank))
         ids = torch.tensor([identity(step, comm.rank, row) for row in rows], dtype=torch.int64)
         feed(buffer, ids, torch.tensor([label(step, comm.rank, row) for row in rows], dtype=torch.int64))
-        assert [draw["id"].tolist() for draw in buffer.wait()] == expected["draws"][comm.rank]
+        drawn = [draw["id"].tolist() for draw in buffer.wait()]
+        if len(reach) == comm.size:  # the recorded draws are from all ranks
+            assert drawn == expected["draws"][comm.rank]
         for row, slot in zip(expected["rows"][comm.rank], expected["slots"][comm.rank], strict=True):
             held[slot] = identity(step, comm.rank, row)
     stored = buffer.state_dict()["engine"]["shard"]["columns"]["id"].tolist()

@@ -41,6 +41,10 @@ WRONG_BATCHES = {
     "task of another length": (batch(task=torch.zeros(3, dtype=torch.int64)), ["'task'", "(3,)", "(2,)"]),
     "task of floats": (batch(task=torch.zeros(2)), ["'task'", "float32"]),
     "task as text": (batch(task="1"), ["'task'", "'1'"]),
+    "task of bools": (batch(task=torch.ones(2, dtype=torch.bool)), ["'task'", "bool"]),
+    "task as a bool": (batch(task=True), ["'task'", "True"]),
+    "task beyond int64": (batch(task=2**63), ["'task'", "9223372036854775808", "int64"]),
+    "task below int64": (batch(task=-(2**63) - 1), ["'task'", "-9223372036854775809", "int64"]),
     "task elsewhere": (batch(task=torch.zeros(2, dtype=torch.int64, device="meta")), ["'task'", "meta", "cpu"]),
 }
 
@@ -54,7 +58,7 @@ def one_line_with(caught, words):
 
 @pytest.mark.parametrize("method", ["submit", "augment"])
 @pytest.mark.parametrize("wrong", WRONG_BATCHES)
-def test_a_wrong_batch_is_refused_with_one_line_and_leaves_no_trace(make, method, wrong):
+def test_a_wrong_batch_is_refused_with_one_line_and_leaves_no_trace(make, reach, method, wrong):
     arguments, words = WRONG_BATCHES[wrong]
     buffer = started(make(fields=FIELDS, draws=(50,)))
     buffer.submit(**batch(4))
@@ -62,7 +66,7 @@ def test_a_wrong_batch_is_refused_with_one_line_and_leaves_no_trace(make, method
         getattr(buffer, method)(**arguments)
     one_line_with(caught, words)
     assert (len(buffer), buffer.seen) == (4, 4)
-    assert len(buffer.wait()[0]) == buffer.global_size  # the draw that was ready has not been taken
+    assert len(buffer.wait()[0]) == 4 * len(reach)  # the draw that was ready has not been taken
 
 
 WRONG_ARGUMENTS = {
@@ -83,6 +87,15 @@ WRONG_ARGUMENTS = {
     "unknown scope": ({"scope": "world"}, ["scope", "world", "global"]),
     "unknown implementation": ({"implementation": "pyton"}, ["implementation", "pyton", "python"]),
     "unknown device": ({"device": "gpu"}, ["device", "gpu"]),
+    "reserved by Python": ({"fields": {"self": Field((), torch.int64)}}, ["self", "reserved"]),
+    "unknown storage": ({"storage": "disk"}, ["storage", "'disk'", "memory", "file:/path"]),
+    "storage without a path": ({"storage": "file:"}, ["storage", "'file:'", "file:/path"]),
+    "storage of another type": ({"storage": None}, ["storage", "None"]),
+    "storage of the python implementation": ({"storage": "file:/tmp"}, ["storage", "file:/tmp", "'python'", "C++"]),
+    "no threads": ({"threads": 0}, ["threads", "0"]),
+    "threads of a float": ({"threads": 1.5}, ["threads", "1.5"]),
+    "threads of a bool": ({"threads": True}, ["threads", "True"]),
+    "far too many threads": ({"threads": 2**40}, ["threads", "1099511627776"]),
     "seed as text": ({"seed": "x"}, ["seed", "x"]),
 }
 
@@ -135,9 +148,14 @@ def test_close_may_be_called_twice_and_everything_after_it_raises(make, folder):
         assert name in calls
 
 
-def restore(folder, implementation, **changes):
-    arguments = {"fields": FIELDS, "capacity": 64, "draws": (8,), "implementation": implementation, **changes}
-    return RehearsalBuffer.restore(folder, **arguments)
+@pytest.fixture
+def restore_like(restore):
+    """Restores what `saved` holds, with changes."""
+
+    def read(folder, **changes):
+        return restore(folder, **{"fields": FIELDS, "capacity": 64, "draws": (8,), **changes})
+
+    return read
 
 
 @pytest.fixture
@@ -162,15 +180,15 @@ def saved(make, comm, folder):
         ({"draws": (8, 8)}, ["draws", "[8]", "[8, 8]"]),
     ],
 )
-def test_a_buffer_of_another_kind_is_not_restored(saved, implementation, changes, words):
+def test_a_buffer_of_another_kind_is_not_restored(saved, restore_like, changes, words):
     with pytest.raises(UserError) as caught:
-        restore(saved, implementation, **changes)
+        restore_like(saved, **changes)
     one_line_with(caught, words)
 
 
-def test_a_missing_snapshot_is_named(folder, implementation):
+def test_a_missing_snapshot_is_named(folder, restore_like):
     with pytest.raises(ValueError, match=r"buffer\.json") as caught:
-        restore(folder / "nowhere", implementation)
+        restore_like(folder / "nowhere")
     one_line_with(caught, ["nowhere"])
 
 
@@ -180,7 +198,7 @@ def shards(folder):
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
 @pytest.mark.parametrize("target", ["manifest", "last shard"])
-def test_a_missing_or_cut_file_is_named_on_every_rank(saved, comm, implementation, damage, target):
+def test_a_missing_or_cut_file_is_named_on_every_rank(saved, comm, restore_like, damage, target):
     """The other ranks must not wait for the one whose shard is bad."""
     path = saved / "buffer.json" if target == "manifest" else shards(saved)[-1]
     comm.barrier()
@@ -191,12 +209,12 @@ def test_a_missing_or_cut_file_is_named_on_every_rank(saved, comm, implementatio
             path.write_bytes(b"" if damage == "empty" else data[: len(data) - 7])
     comm.barrier()
     with pytest.raises(ValueError, match=path.name) as caught:
-        restore(saved, implementation)
+        restore_like(saved)
     one_line_with(caught, [])
 
 
 @pytest.mark.parametrize("target", ["manifest", "shard"])
-def test_any_flipped_byte_is_found_before_anything_is_used(saved, comm, implementation, target):
+def test_any_flipped_byte_is_found_before_anything_is_used(saved, comm, restore_like, target):
     path = saved / "buffer.json" if target == "manifest" else shards(saved)[0]
     data = path.read_bytes()
     positions = sorted({*range(0, len(data), max(1, len(data) // 55)), len(data) - 2})
@@ -207,10 +225,10 @@ def test_any_flipped_byte_is_found_before_anything_is_used(saved, comm, implemen
             path.write_bytes(data[:position] + bytes([data[position] ^ 0x01]) + data[position + 1 :])
         comm.barrier()
         with pytest.raises(ValueError, match=path.name):
-            restore(saved, implementation)
+            restore_like(saved)
 
 
-def test_an_edited_manifest_is_damage(saved, comm, implementation):
+def test_an_edited_manifest_is_damage(saved, comm, restore_like):
     comm.barrier()
     if comm.rank == 0:
         path = saved / "buffer.json"
@@ -219,10 +237,10 @@ def test_an_edited_manifest_is_damage(saved, comm, implementation):
         path.write_text(json.dumps(manifest))
     comm.barrier()
     with pytest.raises(ValueError, match=r"buffer\.json"):
-        restore(saved, implementation)
+        restore_like(saved)
 
 
-def test_a_save_that_was_interrupted_leaves_the_earlier_one(make, comm, folder, implementation, monkeypatch):
+def test_a_save_that_was_interrupted_leaves_the_earlier_one(make, comm, folder, restore, monkeypatch):
     """As if killed after the shards were written and before the manifest was."""
     buffer = make(capacity=64)
     feed(buffer, identities(comm.rank, 0, 5))
@@ -256,13 +274,13 @@ def test_a_save_that_was_interrupted_leaves_the_earlier_one(make, comm, folder, 
     comm.barrier()
     assert len(shards(folder)) == 2 * comm.size
     arguments = {"capacity": 64, "draws": (8,), "fields": {"id": Field((), torch.int64)}}
-    with RehearsalBuffer.restore(folder, implementation=implementation, **arguments) as restored:
+    with restore(folder, **arguments) as restored:
         assert contents(restored) == before
     comm.barrier()
     buffer.save(folder)
     comm.barrier()
     assert len(shards(folder)) == comm.size
-    with RehearsalBuffer.restore(folder, implementation=implementation, **arguments) as restored:
+    with restore(folder, **arguments) as restored:
         assert contents(restored) == contents(buffer)
 
 

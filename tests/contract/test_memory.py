@@ -1,6 +1,7 @@
 """Contract 9: the payload is allocated once and lazily, little is added to it, and too much is refused with numbers."""
 
 import logging
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,68 +14,75 @@ from reprise.buffer import Field, RehearsalBuffer
 
 MIB = 2**20
 
-FILL = """
-import sys
+# Forks a child per line of its input, because importing torch takes far longer than what is measured.
+MEASURE = """
+import os, sys
 import psutil, torch
 from reprise.buffer import Field, RehearsalBuffer
 
-capacity, record, steps = map(int, sys.argv[2:])
-resident = lambda: psutil.Process().memory_info().rss
-warm = RehearsalBuffer(fields={"x": Field((8,), torch.uint8)}, capacity=8, implementation=sys.argv[1])
-warm.submit(x=torch.zeros(9, 8, dtype=torch.uint8), y=torch.zeros(9, dtype=torch.int64))
-warm.wait(), warm.close()
-x = torch.ones(max(1, capacity // max(steps, 1)), record, dtype=torch.uint8)
-y = torch.arange(len(x)) % 50
-before = resident()
-buffer = RehearsalBuffer(
-    fields={"x": Field((record,), torch.uint8)}, capacity=capacity, draws=(32,), implementation=sys.argv[1]
-)
-for _ in range(steps):
-    buffer.submit(x=x, y=y)
-    buffer.wait()
-assert len(buffer) == len(x) * steps
-print(buffer.bytes_per_rank, resident() - before)
+
+def measure(implementation, capacity, record, steps):
+    resident = lambda: psutil.Process().memory_info().rss
+    warm = RehearsalBuffer(fields={"x": Field((8,), torch.uint8)}, capacity=8, implementation=implementation)
+    warm.submit(x=torch.zeros(9, 8, dtype=torch.uint8), y=torch.zeros(9, dtype=torch.int64))
+    warm.wait(), warm.close()
+    x = torch.ones(max(1, capacity // max(steps, 1)), record, dtype=torch.uint8)
+    y = torch.arange(len(x)) % 50
+    before = resident()
+    buffer = RehearsalBuffer(
+        fields={"x": Field((record,), torch.uint8)}, capacity=capacity, draws=(32,), implementation=implementation
+    )
+    for _ in range(steps):
+        buffer.submit(x=x, y=y)
+        buffer.wait()
+    assert len(buffer) == len(x) * steps
+    print(buffer.bytes_per_rank, resident() - before, flush=True)
+
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        implementation, *numbers = line.split()
+        measure(implementation, *map(int, numbers))
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print("failed", flush=True)
 """
 
 
-def grown(implementation, capacity, record, steps):
+@pytest.fixture(scope="session")
+def measuring(comm):
+    if comm.size > 1:
+        pytest.skip("measured in a process of its own: once, and not under every launcher")
+    environ = {**os.environ, "REPRISE_DIST": "solo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MEASURE]
+    with subprocess.Popen(command, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield process
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.fixture
+def grown(measuring, implementation):
     """(payload bytes, bytes of resident memory that building and filling a buffer adds), in a fresh process alone."""
-    done = subprocess.run(
-        [sys.executable, "-c", FILL, implementation, str(capacity), str(record), str(steps)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env=alone(),
-    )
-    assert done.returncode == 0, done.stderr
-    payload, resident = map(int, done.stdout.split())
-    return payload, resident
+
+    def measure(capacity, record, steps):
+        print(implementation, capacity, record, steps, file=measuring.stdin, flush=True)
+        payload, resident = map(int, measuring.stdout.readline().split())
+        return payload, resident
+
+    return measure
 
 
-def alone():
-    """This environment without what a launcher put in."""
-    import os
-
-    return {**os.environ, "REPRISE_DIST": "solo", "OMP_NUM_THREADS": "1"}
-
-
-def only_rank_0(comm):
-    if comm.rank != 0:
-        pytest.skip("one process is enough")
-
-
-def test_a_gibibyte_that_is_not_touched_adds_little(comm, implementation):
-    only_rank_0(comm)
-    payload, resident = grown(implementation, capacity=2**20, record=1008, steps=0)
+def test_a_gibibyte_that_is_not_touched_adds_little(grown):
+    payload, resident = grown(capacity=2**20, record=1008, steps=0)
     assert payload == 2**30
     assert resident < 16 * MIB
 
 
 @pytest.mark.parametrize(("capacity", "record"), [(48_000, 3072), (200_000, 240)])
-def test_a_full_buffer_needs_little_more_than_its_payload(comm, implementation, capacity, record):
-    only_rank_0(comm)
-    payload, resident = grown(implementation, capacity, record, steps=50)
+def test_a_full_buffer_needs_little_more_than_its_payload(grown, capacity, record):
+    payload, resident = grown(capacity, record, steps=50)
     assert payload == capacity * (record + 16)
     assert payload * 0.95 < resident < payload * 1.03 + 16 * MIB
 

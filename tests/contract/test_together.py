@@ -13,7 +13,7 @@ DTYPES = [
 
 @pytest.mark.parametrize("policy", ["class_balanced", "reservoir", "fifo"])
 @pytest.mark.parametrize("candidates", [None, 3])
-def test_every_row_drawn_is_one_sample_in_all_its_parts(make, comm, policy, candidates):
+def test_every_row_drawn_is_one_sample_in_all_its_parts(make, comm, reach, policy, candidates):
     buffer = started(
         make(fields=MANY_FIELDS, capacity=23 * comm.size, draws=(9, 4), policy=policy, candidates=candidates)
     )
@@ -24,19 +24,58 @@ def test_every_row_drawn_is_one_sample_in_all_its_parts(make, comm, policy, cand
         for draw in buffer.wait():
             assert_consistent(draw)
             ranks |= set(draw["rank"].tolist())
-    assert ranks == set(range(comm.size))
+    assert ranks == set(reach)
     assert len(buffer) == 23
 
 
-def test_inputs_may_be_overwritten_as_soon_as_submit_returns(make, comm):
-    buffer = started(make(fields=MANY_FIELDS, capacity=40 * comm.size, draws=(20,)))
-    for step in range(6):
-        ids = identities(comm.rank, 8 * step, 8)
+def overwrite(tensors):
+    for tensor in tensors:
+        # Not through torch, which would count the change: the stored bytes themselves are what matters here.
+        memory = tensor.view(torch.uint8).reshape(-1).numpy()
+        memory[:] = 1
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("how", ["submit", "augment"])
+def test_inputs_may_be_overwritten_from_the_point_that_submit_states(make, comm, copy, how):
+    """At once with copy=True; else when the draw that follows the batch has been delivered."""
+    if copy and how == "augment":
+        pytest.skip("augment() takes no copy")
+    buffer = make(fields=MANY_FIELDS, capacity=40 * comm.size, draws=(20,))
+    if how == "submit":
+        started(buffer)
+    readable = []
+    for step in range(12):
+        ids = identities(comm.rank, 64 * step, 64)
         columns, y, task = encode(ids), label_of(ids), task_of(ids)
-        buffer.submit(y=y, task=task, **columns)
-        for tensor in (*columns.values(), y, task):
-            tensor.view(torch.uint8).fill_(1)
+        if how == "submit":
+            buffer.submit(y=y, task=task, copy=copy, **columns)
+            if copy:
+                overwrite([*columns.values(), y, task])
+            draw = buffer.wait()[0]
+        else:
+            draw = buffer.augment(y=y, task=task, **columns)
+        if not copy:
+            overwrite(readable)
+        readable = [*columns.values(), y, task]
+        assert_consistent(draw)
+    buffer.drain()
+    overwrite(readable)
+    for _ in range(2):
+        buffer.submit(y=y[:0], **{name: value[:0] for name, value in columns.items()})
         assert_consistent(buffer.wait()[0])
+
+
+def test_a_change_in_place_that_comes_too_early_is_reported(make, comm, implementation):
+    buffer = started(make(draws=(4,), scope="local"))
+    ids = identities(comm.rank, 0, 8)
+    buffer.submit(id=ids, y=label_of(ids))
+    ids += 1
+    if implementation == "python":
+        buffer.drain()  # has read it by the time submit() returned
+    else:
+        with pytest.raises(RuntimeError, match="'id' was changed in place"):
+            buffer.drain()
 
 
 def test_inputs_may_be_views_with_any_strides(make, comm):

@@ -114,13 +114,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
 
 def test_every_replayed_sample_carries_the_label_it_was_learnt_with(tmp_path, monkeypatch):
     """Labels are written into the pixels; the real loop trains, and every row it trains on is checked."""
-    fetch = ArrayDataset.__getitems__
+    gather = ArrayDataset.gather
 
-    def labelled(self, indices):
-        x, y = fetch(self, indices)
-        return (y.view(-1, 1, 1, 1) + 100).to(torch.uint8).expand_as(x).contiguous(), y
+    def labelled(self, *arguments):
+        x, y = gather(self, *arguments)
+        return x.copy_((y.view(-1, 1, 1, 1) + 100).to(torch.uint8).expand_as(x)), y
 
-    monkeypatch.setattr(ArrayDataset, "__getitems__", labelled)
+    monkeypatch.setattr(ArrayDataset, "gather", labelled)
     augment, replayed = RehearsalBuffer.augment, []
 
     def checked(self, **batch):

@@ -15,7 +15,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 IN_WHEEL = ("backbone", "buffer", "cl_models", "cpp_loader", "report", "runtime", "scenarios", "train")
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 IMPORTS = "import reprise, reprise.buffer, reprise.main, reprise.cpp_loader; print(reprise.cpp_loader.available())"
+ASK = """
+import logging, torch
+logging.basicConfig()
+buffer = reprise.buffer.RehearsalBuffer({"x": reprise.buffer.Field((3,), torch.uint8)}, 9, implementation="flyweight")
+for _ in range(3):
+    buffer.augment(x=torch.zeros(2, 3, dtype=torch.uint8), y=torch.zeros(2, dtype=torch.int64))
+print(buffer.implementation)
+"""
 
 
 def build(folder: Path, **environ: str) -> Path:
@@ -28,30 +37,27 @@ def build(folder: Path, **environ: str) -> Path:
     (copy / "runtime" / "__pycache__").mkdir()
     (copy / "runtime" / "__pycache__" / "litter.pyc").write_bytes(b"")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(copy)]
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **environ}
+    env = {**os.environ, "PATH": PATH, **environ}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(folder.glob("reprise-*.whl"))
 
 
-def imported_from(wheel: Path, folder: Path) -> str:
-    """Install into a folder of its own, import from yet another one; what the import says."""
+def run_installed(wheel: Path, folder: Path, code: str) -> tuple[str, str]:
+    """Install into a folder of its own, run the code from yet another one: standard output and error."""
     target, elsewhere = folder / "site", folder / "elsewhere"
     elsewhere.mkdir()
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(command, check=True, capture_output=True, timeout=100)
     assert {path.name.split("-")[0] for path in target.iterdir()} <= {"reprise", "bin"}
     # The editable install of the running environment must not answer in its place.
-    code = (
-        f"import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]; {IMPORTS}"
-    )
-    code += f"; assert reprise.main.__file__.startswith({str(target)!r}), reprise.main.__file__"
+    before = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]\n"
+    after = f"\nassert reprise.main.__file__.startswith({str(target)!r}), reprise.main.__file__"
     env = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=elsewhere, env=env, capture_output=True, text=True, timeout=100
-    )
+    command = [sys.executable, "-c", before + code + after]
+    done = subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done.stdout.strip(), done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +80,21 @@ def test_wheel_holds_every_module_of_the_checkout(wheel: Path) -> None:
 
 
 def test_wheel_imports_with_its_engine_from_another_folder(wheel: Path, tmp_path: Path) -> None:
-    assert imported_from(wheel, tmp_path) == "True"
+    assert run_installed(wheel, tmp_path, IMPORTS)[0] == "True"
 
 
-def test_without_a_compiler_it_installs_without_the_engine(tmp_path: Path) -> None:
-    (tmp_path / "build").mkdir()
-    assert imported_from(build(tmp_path / "build", CXX="/bin/false"), tmp_path) == "False"
+@pytest.mark.parametrize("compiler", ["absent", "broken"])
+def test_without_a_compiler_it_installs_without_the_engine_and_says_so_when_asked(
+    tmp_path: Path, compiler: str
+) -> None:
+    tools, folder = tmp_path / "tools", tmp_path / "build"
+    tools.mkdir()
+    folder.mkdir()
+    for tool in ("cmake", "ninja"):
+        (tools / tool).symlink_to(str(shutil.which(tool, path=PATH)))
+    wheel = build(folder, PATH=str(tools)) if compiler == "absent" else build(folder, CXX="/bin/false")
+    out, err = run_installed(wheel, tmp_path, IMPORTS + ASK)
+    assert out.split() == ["False", "python"]
+    (line,) = [line for line in err.splitlines() if "buffer implementation" in line]
+    assert "'flyweight'" in line
+    assert "_core" in line

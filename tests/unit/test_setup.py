@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import setup_env
+import setup_googletest
 import setup_steps
 import setup_support
 from setup_support import SetupError
@@ -112,6 +113,8 @@ def test_first_call_runs_every_step_and_second_call_none(machine: Machine, capsy
         ("requirements.txt", 5),
         ("cmake/horovod_standard.cmake", 3),
         ("cpp_loader/src/version.cc", 1),
+        ("cpp_loader/src/version_test.cc", 0),
+        ("cmake/googletest.cmake", 0),
         ("pyproject.toml", 1),
     ],
 )
@@ -268,3 +271,117 @@ def test_two_set_ups_at_once_take_turns(tmp_path: Path) -> None:
         assert second.stdout.readline() == "setup: waiting for another set-up of this checkout to end\n"
     out, _ = second.communicate(timeout=60)
     assert out == "in\n"
+
+
+# --- GoogleTest
+
+APT_STUB = """#!/bin/sh
+# Has the package; with the file "no lists" it must be given lists to know of it, with "offline" it never does.
+echo "apt-get $*" >> "$STUBS/calls"
+case "$*" in
+  *download*)
+    if [ -f "$STUBS/offline" ] || { [ -f "$STUBS/no lists" ] && ! echo "$*" | grep -q Dir::State::Lists=; }; then
+      echo "Reading package lists..."
+      echo "E: Unable to locate package googletest"
+      exit 100
+    fi
+    echo whole > googletest_1.12.1_all.deb ;;
+esac
+"""
+
+DPKG_STUB = """#!/bin/sh
+echo "dpkg $*" >> "$STUBS/calls"
+[ "$(cat "$2")" = whole ] || exit 2
+mkdir -p "$3"
+cd "$3" || exit 2
+mkdir -p usr/src/googletest/googletest/src usr/src/googletest/googletest/include usr/src/googletest/googlemock
+if ! [ -f "$STUBS/no sources" ]; then touch usr/src/googletest/googletest/src/gtest-all.cc; fi
+"""
+
+GOOGLETEST_REMEDY = "install GoogleTest (Debian, Ubuntu: libgtest-dev) or load it (your site's module, spack load"
+
+
+class Distribution:
+    """A checkout without GoogleTest, on a Debian of stubs."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]):
+        self.root, self.stubs, self.capsys = folder / "checkout", folder / "stubs", capsys
+        self.cache = self.root / ".wheels"
+        self.stubs.mkdir()
+        for name, text in (("apt-get", APT_STUB), ("dpkg", DPKG_STUB)):
+            (self.stubs / name).write_text(text)
+            (self.stubs / name).chmod(0o755)
+
+    def get(self, path: str = "/usr/bin:/bin") -> tuple[int, str, str, list[str]]:
+        """Run the script; exit code, standard output, standard error, the calls of apt-get and dpkg."""
+        calls = self.stubs / "calls"
+        calls.write_text("")
+        code = setup_googletest.main(self.root, {"PATH": f"{self.stubs}:{path}", "STUBS": str(self.stubs)})
+        said = self.capsys.readouterr()
+        return code, said.out, said.err, calls.read_text().splitlines()
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Distribution:
+    return Distribution(tmp_path, capsys)
+
+
+def test_googletest_is_unpacked_from_the_distribution_once(distribution: Distribution) -> None:
+    code, out, err, calls = distribution.get()
+    assert (code, err) == (0, "")
+    assert (Path(out.strip()) / setup_googletest.ENTRY).is_file()
+    assert [path.name for path in Path(out.strip()).iterdir()] == ["googletest"], "kept more than is compiled"
+    assert [line.split()[0] for line in calls] == ["apt-get", "dpkg"]
+    assert distribution.get() == (0, out, "", [])
+
+
+def test_googletest_comes_without_the_lists_of_the_system(distribution: Distribution) -> None:
+    (distribution.stubs / "no lists").touch()
+    code, _, err, calls = distribution.get()
+    assert (code, err) == (0, "")
+    assert ["download" in line or "update" in line for line in calls] == [True, True, True, False]
+    assert all(f"Dir::State::Lists={distribution.cache}" in line for line in calls[1:3])
+    assert all(f"Dir::Cache={distribution.cache}" in line for line in calls[:3])
+
+
+@pytest.mark.parametrize(
+    ("hindrance", "said"),
+    [("offline", "E: Unable to locate package googletest"), ("no sources", "has no googletest/src/gtest-all.cc")],
+)
+def test_googletest_that_cannot_be_had_is_one_line_and_tried_again(
+    distribution: Distribution, hindrance: str, said: str
+) -> None:
+    (distribution.stubs / hindrance).touch()
+    code, out, err, _ = distribution.get()
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert GOOGLETEST_REMEDY in err
+    assert sorted(path.name for path in distribution.cache.iterdir()) == ["googletest.lock", "googletest.log"]
+    (distribution.stubs / hindrance).unlink()
+    assert distribution.get()[0] == 0
+
+
+@pytest.mark.parametrize("tool", ["apt-get", "dpkg"])
+def test_googletest_on_another_distribution_is_one_line(distribution: Distribution, tool: str) -> None:
+    (distribution.stubs / tool).unlink()
+    code, out, err, calls = distribution.get(path="/nowhere")
+    assert (code, out, calls) == (2, "", [])
+    assert err.startswith(f"no GoogleTest, and no {tool} on the PATH to get it with: {GOOGLETEST_REMEDY}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("get", "said"), [("OFF", "no GoogleTest: install libgtest-dev"), ("ON", GOOGLETEST_REMEDY)])
+def test_cmake_without_googletest_stops_and_says_what_to_install(tmp_path: Path, get: str, said: str) -> None:
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), "-G", "Ninja", "-DREPRISE_SANITIZE=address"]
+    command += [f"-DREPRISE_GET_GOOGLETEST={get}", f"-DPython_EXECUTABLE={sys.executable}"]
+    command += ["-DCMAKE_DISABLE_FIND_PACKAGE_GTest=ON", f"-DREPRISE_GOOGLETEST_SOURCE={tmp_path}"]
+    (tmp_path / "bin").mkdir()
+    broken = tmp_path / "bin" / "apt-get"
+    broken.write_text("#!/bin/sh\necho E: stub says no\nexit 100\n")
+    broken.chmod(0o755)
+    path = [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    env = {**os.environ, "PATH": os.pathsep.join(path), "REPRISE_WHEEL_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if "no GoogleTest" in line]
+    assert said in line

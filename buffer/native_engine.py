@@ -1,0 +1,251 @@
+"""The C++ engine as the buffer drives it: tensors in, views of staging memory out.
+
+The engine works in a thread of its own and copies submitted tensors when it comes to them; until then the binding keeps
+them alive. Decides nothing: see cpp_loader/src/engine.h for what happens on the other side.
+"""
+
+import logging
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reprise import cpp_loader
+from reprise.buffer.schema import Columns, Draw, Field, Prepared, Spec, draws_of
+from reprise.runtime.dist import Communicator
+from reprise.runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_KEPT_COLUMNS = ("y", "task")
+_CPU = torch.device("cpu")
+
+
+def why_not(spec: Spec) -> str:
+    """Why the engine cannot run a buffer like this here; empty when it can."""
+    if not cpp_loader.available():
+        return f"the C++ module does not load ({cpp_loader.why_not()})"
+    if spec.exchanges:
+        return "it does not draw from other ranks yet (scope 'local' does without)"
+    return ""
+
+
+class NativeEngine:
+    """One rank's engine. One caller at a time, except for close(). Draws come from this rank's share only."""
+
+    transport = "none"
+
+    def __init__(self, spec: Spec, comm: Communicator, *, device: torch.device, threads: int, storage: str) -> None:
+        """device: where draws are wanted. The engine delivers them on a CUDA device itself, else in host memory."""
+        self.spec = spec
+        self.device = device if device.type == "cuda" and torch.version.cuda else _CPU
+        self._comm = comm
+        try:
+            self._core = cpp_loader.engine()(
+                prototypes={name: field.empty(0, _CPU) for name, field in spec.fields.items()},
+                labels=torch.empty(0, dtype=torch.int64),
+                field_bytes=[field.nbytes for field in spec.fields.values()],
+                share=spec.share,
+                policy=spec.policy,
+                draws=spec.draws,
+                candidates=spec.candidates or 0,
+                seed=spec.seed % 2**64,
+                rank=spec.rank,
+                world_size=spec.world_size,
+                threads=threads,
+                storage=storage,
+                cuda_device=-1 if self.device == _CPU else self.device.index,
+                current_stream=lambda: torch.cuda.current_stream(self.device).cuda_stream,
+            )
+        except RuntimeError as error:
+            raise UserError(f"no room for the rehearsal buffer: {error}; lower capacity or change storage") from error
+        if why := self._core.not_pinned():
+            logger.warning(
+                "rank %d: the rehearsal buffer's memory is not pinned, copies are slower: %s", spec.rank, why
+            )
+        self._front = 0
+        self._host: list[Columns] = []  # per staging slot: where the engine gathers to
+        self._staging: list[Columns] = []  # per staging slot: where draws are delivered; _host without a device
+        self._draws: dict[tuple[int, tuple[int, ...]], tuple[Draw, ...]] = {}
+        self._map_staging()
+        # Queues a step, if the batch (fields, y, task) is right and plain: host tensors, rows back to back. Looks at it
+        # in one go, says False and does nothing for any other. Keeps the tensors until the engine has copied them,
+        # raises what went wrong in the engine. The core's own method: every call in between costs the step.
+        self.submit_as_is = self._core.submit
+        # The tensors outlive the thread that reads them, also when nobody calls close() before the interpreter ends.
+        self._close = weakref.finalize(self, self._core.close)
+
+    # ---- a step
+
+    def submit(self, fields: dict[str, Tensor], y: Tensor, task: int | Tensor, copy: bool) -> None:
+        """Queue a step with a checked batch of any strides, on any device; copies it here where that takes one."""
+        if copy or not self._core.submit(fields, y, task):
+            columns = {name: _plain(value, copy) for name, value in fields.items()}
+            accepted = self._core.submit(
+                columns, _plain(y, copy), _plain(task, copy) if isinstance(task, Tensor) else task
+            )
+            assert accepted, "the engine refuses a plain batch"
+
+    def wait(self) -> Prepared:
+        """The draws prepared one step ago, in place. Raises what went wrong in the engine."""
+        staging = self._staging  # close() may come from another thread
+        slot, sizes = self._core.wait()
+        return Prepared(staging[slot], self._front, sizes)
+
+    def draws(self) -> tuple[Draw, ...]:
+        """wait(), as what the user gets. Slots and sizes recur, and a Draw is only a view of its slot's rows."""
+        known, staging = self._draws, self._staging
+        delivery = self._core.wait()
+        draws = known.get(delivery)
+        if draws is None:
+            slot, sizes = delivery
+            draws = known[delivery] = draws_of(Prepared(staging[slot], self._front, sizes))
+        return draws
+
+    def reserve_front(self, rows: int) -> None:
+        """Have room for so many new samples in front of the draws of every step."""
+        if rows > self._front:
+            self._front = rows
+            if self.device == _CPU:
+                self._core.reserve_front(rows)
+            self._map_staging()
+
+    def rows(self, rows: int) -> Columns:
+        """The last `rows` rows before the draws that the next wait() will deliver; fields and "y"."""
+        self.reserve_front(rows)
+        columns = self._staging[self._core.next_slot()]
+        return {name: columns[name][self._front - rows : self._front] for name in (*self.spec.fields, "y")}
+
+    def drain(self) -> None:
+        """Return once everything submitted is stored and the next draw is ready."""
+        self._core.drain()
+
+    # ---- what is in it
+
+    @property
+    def stored(self) -> int:
+        return self._core.stored()
+
+    @property
+    def submitted(self) -> int:
+        return self._core.submitted()
+
+    @property
+    def global_stored(self) -> int:
+        """Samples on all ranks. With several ranks a collective, as the engine knows its own share only."""
+        if self.spec.world_size == 1:
+            return self._core.stored()
+        return int(self._comm.allgather(torch.tensor([self._core.stored()]), name="rehearsal.stored").sum())
+
+    def class_counts(self) -> dict[int, int]:
+        labels, counts = np.unique(self._core.labels(), return_counts=True)
+        return dict(zip(labels.tolist(), counts.tolist(), strict=True))
+
+    def timings(self) -> dict[str, dict[str, float]]:
+        return self._core.stats()
+
+    # ---- state, in the format of PythonEngine
+
+    def state_dict(self) -> dict[str, Any]:
+        stored = self._core.stored()
+        columns = {name: field.empty(stored, _CPU) for name, field in self.spec.fields.items()}
+        for name in _KEPT_COLUMNS:
+            columns[name] = torch.empty(stored, dtype=torch.int64)
+        for index, column in enumerate(columns.values()):
+            self._core.read_column(index, column.data_ptr())
+        policy = self._core.policy_state()
+        fill = torch.zeros((self.spec.world_size, 2), dtype=torch.int64)
+        fill[self.spec.rank] = torch.tensor([stored, self._core.mass()])
+        return {
+            "step": self._core.step(),
+            "started": self._core.started(),
+            "fill": fill,
+            "prepared": [
+                {"sizes": list(sizes), "columns": {n: c.clone() for n, c in self._draw_rows(slot, sizes).items()}}
+                for slot, sizes in self._core.pending()
+            ],
+            "shard": {
+                "submitted": self._core.submitted(),
+                "policy": {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in policy.items()},
+                "columns": columns,
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._load(state["shard"], int(state["step"]), bool(state["started"]))
+        for entry in state["prepared"]:
+            slot = self._core.adopt_draw(entry["sizes"])
+            for name, rows in self._draw_rows(slot, entry["sizes"]).items():
+                rows.copy_(entry["columns"][name])
+        if self.device != _CPU:
+            self._map_device()  # copies the draws there
+
+    def continue_from(self, shard_state: dict[str, Any], step: int) -> None:
+        """Go on from resharded contents: a draw of the step before is made up, as none can be carried over."""
+        self._load(shard_state, step, True)
+        self._core.submit_draw()
+
+    def close(self) -> None:
+        self._close()
+        self._host, self._staging, self._draws = [], [], {}
+
+    def fail_next_step(self, message: str) -> None:
+        """Make the engine's next step fail, to test what happens then."""
+        self._core.fail_next_step(message)
+
+    # ---- inside
+
+    def _load(self, shard: dict[str, Any], step: int, started: bool) -> None:
+        policy = {name: v.numpy() if isinstance(v, Tensor) else int(v) for name, v in shard["policy"].items()}
+        columns = [shard["columns"][name].contiguous() for name in (*self.spec.fields, *_KEPT_COLUMNS)]
+        addresses = [column.data_ptr() for column in columns]
+        try:
+            self._core.load(policy, step, int(shard["submitted"]), started, addresses)
+        except ValueError as error:
+            raise UserError(f"the saved rehearsal buffer does not fit this one: {error}") from error
+
+    def _map_staging(self) -> None:
+        """Wrap the staging slots' columns as tensors: front rows for new samples, the draws behind them."""
+        total = sum(self.spec.draws)
+        self._host, self._draws = [], {}
+        for slot in range(3):
+            memory, front, offsets = self._core.staging(slot)
+            flat = torch.frombuffer(memory, dtype=torch.uint8)
+            columns = {}
+            for (name, field), offset in zip(self._columns().items(), offsets, strict=True):
+                part = flat[offset : offset + (front + total) * field.nbytes]
+                columns[name] = part.view(field.dtype).view(front + total, *field.shape)
+            self._host.append(columns)
+        self._staging = self._host
+        if self.device != _CPU:
+            self._map_device()
+
+    def _map_device(self) -> None:
+        """Make the slots' twins on the device, and have what is pending copied there."""
+        total = sum(self.spec.draws)
+        self._staging, self._draws = [], {}
+        for slot in range(3):
+            columns = {n: f.empty(self._front + total, self.device) for n, f in self._columns().items()}
+            columns["weight"].fill_(1.0)
+            columns["rank"].fill_(self.spec.rank)
+            self._core.set_device_rows(slot, [column[self._front :].data_ptr() for column in columns.values()])
+            self._staging.append(columns)
+
+    def _columns(self) -> dict[str, Field]:
+        """Every column of a draw, in the engine's order."""
+        number = Field((), torch.int64)
+        return {**self.spec.fields, "y": number, "task": number, "rank": number, "weight": Field((), torch.float32)}
+
+    def _draw_rows(self, slot: int, sizes: tuple[int, ...]) -> Columns:
+        """The host's rows of a slot's draws."""
+        front = self._front if self.device == _CPU else 0
+        return {name: column[front : front + sum(sizes)] for name, column in self._host[slot].items()}
+
+
+def _plain(value: Tensor, copy: bool) -> Tensor:
+    value = value.detach().resolve_conj().resolve_neg()
+    if copy:
+        return value.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return value.cpu().contiguous()

@@ -1,0 +1,552 @@
+#include "engine.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace reprise {
+namespace {
+
+using Clock = Histogram::Clock;
+
+// How often a blocked caller looks whether there is something to copy before it sleeps: about as long as planning
+// takes, the only pause between two jobs of a step. Sleeping and being woken takes longer.
+constexpr int kLooks = 200;
+
+// While steps keep coming, the engine thread looks for the next one by itself instead of being woken: waking a thread
+// on a sleeping core costs the caller up to 20 microseconds, in a virtual machine most of a Submit. It sleeps through
+// the first kSleepShare of the usual time between two steps, then looks every kLookShare of it; once kGiveUp of them
+// have passed without a step, or where steps are long anyway, it sleeps until woken.
+constexpr double kSleepShare = 0.75;
+constexpr double kLookShare = 1.0 / 16;
+constexpr auto kShortestNap = std::chrono::microseconds(50);
+constexpr auto kLongestNap = std::chrono::milliseconds(1);
+constexpr int kGiveUp = 4;
+constexpr auto kLongStep = std::chrono::milliseconds(500);
+
+void Relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+EngineOptions Checked(EngineOptions options) {
+  if (options.field_bytes.empty()) throw std::invalid_argument("an engine needs at least one field");
+  if (options.rank >= options.world_size) {
+    throw std::invalid_argument("rank " + std::to_string(options.rank) + " is not below world size " +
+                                std::to_string(options.world_size));
+  }
+  if (options.threads < 1) throw std::invalid_argument("an engine needs at least one thread");
+  return options;
+}
+
+Slab SlabFor(const EngineOptions& options, const Layout& layout) {
+  const uint64_t bytes = options.share * layout.stride();
+  Slab slab = options.storage.empty() ? Slab::Anonymous(bytes) : Slab::File(options.storage, bytes);
+  slab.HideFromChildren();
+  return slab;
+}
+
+}  // namespace
+
+Engine::Engine(EngineOptions options)
+    : options_(Checked(std::move(options))),
+      layout_(options_.field_bytes),
+      words_(options_.seed, options_.rank),
+      process_(getpid()),
+      cuda_(options_.cuda_device < 0
+                ? nullptr
+                : std::make_unique<Cuda>(options_.cuda_device, kHostCopy + 1, options_.cuda_library)),
+      draw_rows_(std::accumulate(options_.draws.begin(), options_.draws.end(), uint64_t{0})),
+      slab_(SlabFor(options_, layout_)),
+      policy_(MakePolicy(options_.policy, options_.share)),
+      planner_(options_.draws),
+      fill_(options_.world_size, 0),
+      team_(options_.threads - 1) {
+  for (uint32_t slot = 0; slot < kSlots; ++slot) {
+    staging_[slot] = std::make_unique<Staging>(layout_, 0, draw_rows_, options_.rank);
+    sizes_[slot].assign(options_.draws.size(), 0);
+  }
+  if (cuda_) {
+    for (const auto& staging : staging_) cuda_->Pin(staging->memory()->data(), staging->memory()->size());
+    try {
+      cuda_->Pin(slab_.data(), slab_.size());
+    } catch (const std::runtime_error& error) {
+      not_pinned_ = error.what();  // copies from the device then take a detour
+    }
+  }
+  thread_ = std::thread([this] { Loop(); });
+  pthread_setname_np(thread_.native_handle(), "reprise-engine");
+}
+
+Engine::~Engine() { Close(); }
+
+// ---- the caller's side
+
+uint64_t Engine::Submit(Batch batch) {
+  if (batch.fields.size() != layout_.num_fields()) {
+    throw std::invalid_argument("a batch has " + std::to_string(batch.fields.size()) + " fields, the engine " +
+                                std::to_string(layout_.num_fields()));
+  }
+  Enqueue(std::move(batch), true);
+  return steps_submitted_;
+}
+
+void Engine::SubmitDraw(Cuda::Stream stream) {
+  Batch batch;
+  batch.stream = stream;
+  Enqueue(std::move(batch), false);
+}
+
+void Engine::Enqueue(Batch batch, bool inserts) {
+  if (behind()) Await(sequence_ + 1 - kMaxQueued);
+  ThrowIfBroken();
+  if (pending_.size() == kSlots - 1) {
+    // The queue is worked off in order, so a step that still writes to this slot is over when the new one begins.
+    free_.push_back(pending_.front().slot);
+    pending_.pop_front();
+  }
+  const uint32_t slot = free_.back();
+  free_.pop_back();
+  steps_submitted_ += inserts;
+  pending_.push_back({++sequence_, slot});
+  // The inputs are ready here, and whoever still reads the slot's last draw has been queued before.
+  if (cuda_) cuda_->Record(SubmitEvent(sequence_), batch.stream);
+  bool asleep;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto now = Clock::now();
+    // A pause, for an evaluation say, is soon forgotten.
+    period_ += (std::min<Clock::duration>(now - last_queued_, 2 * kLongStep) - period_) / 4;
+    last_queued_ = now;
+    queue_.push_back({std::move(batch), inserts, steps_submitted_, sequence_, slot, now});
+    asleep = asleep_;
+  }
+  if (asleep) work_.notify_one();
+}
+
+Delivery Engine::Wait(Cuda::Stream stream) {
+  if (!started_) {
+    ThrowIfBroken();
+    started_ = true;
+    wait_time_.Add({});
+    return {held_, sizes_[held_]};
+  }
+  if (pending_.empty()) {
+    ThrowIfBroken();
+    throw std::runtime_error("wait() called twice without a submit() in between: no draw was asked for");
+  }
+  const Pending next = pending_.front();
+  const auto start = Clock::now();
+  Await(next.sequence);
+  wait_time_.Add(Clock::now() - start);
+  pending_.pop_front();
+  free_.push_back(held_);
+  held_ = next.slot;
+  if (cuda_) cuda_->StreamWaits(stream, ReadyEvent(held_));
+  return {held_, sizes_[held_]};
+}
+
+bool Engine::ready() const { return !started_ || pending_.empty() || Finished(pending_.front().sequence); }
+
+void Engine::Drain() { Await(sequence_); }
+
+void Engine::Await(uint64_t sequence) {
+  while (!Finished(sequence) && !broken_.load(std::memory_order_acquire)) {
+    if (execution_.try_lock()) {
+      const std::lock_guard lock(execution_, std::adopt_lock);
+      RunNext();
+      continue;
+    }
+    // A step is under way elsewhere: copy along, sleep only when there is nothing to copy.
+    int looks = 0;
+    while (looks < kLooks && !Finished(sequence)) {
+      looks = team_.Help() ? 0 : looks + 1;
+      Relax();
+    }
+    if (looks < kLooks) continue;
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return Finished(sequence) || failure_ || closing_; });
+  }
+  ThrowIfBroken();
+}
+
+void Engine::ThrowIfBroken() {
+  if (!broken_.load(std::memory_order_acquire)) return;
+  const std::lock_guard lock(mutex_);
+  if (failure_) std::rethrow_exception(failure_);
+  throw std::runtime_error("the rehearsal buffer is closed");
+}
+
+uint32_t Engine::next_slot() const {
+  if (!started_) return held_;
+  return pending_.empty() ? free_.back() : pending_.front().slot;
+}
+
+void Engine::ReserveFront(uint64_t rows) {
+  Drain();
+  if (cuda_) throw std::invalid_argument("front rows lie on the device, with the caller");
+  for (uint32_t slot = 0; slot < kSlots; ++slot) {
+    auto larger = std::make_unique<Staging>(layout_, rows, draw_rows_, options_.rank);
+    const auto count = std::accumulate(sizes_[slot].begin(), sizes_[slot].end(), uint64_t{0});
+    larger->CopyDraws(*staging_[slot], count);
+    staging_[slot] = std::move(larger);
+  }
+}
+
+void Engine::SetDeviceRows(uint32_t slot, std::vector<Cuda::Address> columns, Cuda::Stream stream) {
+  if (!cuda_ || columns.size() != layout_.num_fields() + 4)
+    throw std::invalid_argument("wrong number of device columns");
+  Drain();
+  const std::lock_guard lock(execution_);
+  cuda_->WaitForAll();  // nothing may be on its way to where the rows were
+  device_rows_[slot] = std::move(columns);
+  const bool is_pending =
+      std::any_of(pending_.begin(), pending_.end(), [&](const Pending& draw) { return draw.slot == slot; });
+  if (!is_pending) return;
+  cuda_->Record(SubmitEvent(sequence_), stream);
+  cuda_->OwnStreamWaits(SubmitEvent(sequence_));
+  CopyToDevice(slot);
+}
+
+// ---- running steps
+
+void Engine::Loop() {
+  // A batch thread does not push the thread that wakes it off its core: training goes on where cores are scarce.
+  const sched_param no_priority{};
+  pthread_setschedparam(pthread_self(), SCHED_BATCH, &no_priority);
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    while (!closing_ && (queue_.empty() || failure_)) Rest(lock);
+    if (closing_) return;
+    lock.unlock();
+    if (!execution_.try_lock()) {
+      // The caller got in first.
+      for (int looks = 0; looks < kLooks; ++looks) {
+        if (team_.Help()) looks = 0;
+        Relax();
+      }
+      execution_.lock();
+    }
+    RunNext();
+    execution_.unlock();
+    lock.lock();
+  }
+}
+
+void Engine::Rest(std::unique_lock<std::mutex>& lock) {
+  const auto now = Clock::now();
+  const auto quiet = now - last_queued_;
+  if (failure_ || period_ > kLongStep || quiet > std::max<Clock::duration>(kGiveUp * period_, kLongestNap)) {
+    asleep_ = true;
+    work_.wait(lock, [&] { return closing_ || (!queue_.empty() && !failure_); });
+    asleep_ = false;
+    return;
+  }
+  const auto share = [&](double part) {
+    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, Clock::period>(part * period_));
+  };
+  const auto nap = std::clamp<Clock::duration>(share(kLookShare), kShortestNap, kLongestNap);
+  work_.wait_until(lock, now + std::max(nap, share(kSleepShare) - quiet));
+}
+
+void Engine::RunNext() {
+  const Step* step = nullptr;
+  std::exception_ptr error;
+  {
+    const std::lock_guard lock(mutex_);
+    if (queue_.empty() || failure_ || closing_) return;
+    step = &queue_.front();  // stays where it is: only this function removes entries
+    error = std::exchange(injected_, nullptr);
+  }
+  try {
+    if (error) std::rethrow_exception(error);
+    if (cuda_) cuda_->OwnStreamWaits(SubmitEvent(step->sequence));
+    if (step->inserts) {
+      queue_time_.Add(Clock::now() - step->queued);
+      Insert(*step);
+    }
+    Deliver(*step);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (error) {
+      failure_ = error;
+      broken_.store(true, std::memory_order_release);
+    } else {
+      done_.store(step->number, std::memory_order_release);
+      finished_.store(step->sequence, std::memory_order_release);
+      queue_.pop_front();
+    }
+  }
+  changed_.notify_all();
+}
+
+void Engine::Insert(const Step& step) {
+  const auto start = Clock::now();
+  const Batch& batch = step.batch;
+  const int64_t* all_labels = batch.labels;
+  const int64_t* all_tasks = batch.tasks;
+  if (batch.labels_on_device || batch.tasks_on_device) {
+    const auto fetch = [&](const int64_t* source, std::vector<int64_t>& target) {
+      target.resize(batch.rows);
+      cuda_->ToHost(reinterpret_cast<std::byte*>(target.data()), reinterpret_cast<Cuda::Address>(source),
+                    batch.rows * sizeof(int64_t));
+      return target.data();
+    };
+    if (batch.labels_on_device) all_labels = fetch(batch.labels, host_labels_);
+    if (batch.tasks_on_device) all_tasks = fetch(batch.tasks, host_tasks_);
+    cuda_->RecordOwn(kHostCopy);
+    cuda_->WaitFor(kHostCopy);
+  }
+  // The rows that are offered: all, or a uniform choice in their order.
+  const bool chooses = options_.candidates && options_.candidates < batch.rows;
+  if (chooses) {
+    chooser_.Choose(words_, purpose::kCandidates, step.number, batch.rows, options_.candidates, picked_);
+    std::sort(picked_.begin(), picked_.end());
+    candidate_labels_.clear();
+    for (const uint64_t row : picked_) candidate_labels_.push_back(all_labels[row]);
+  }
+  const std::span<const int64_t> labels =
+      chooses ? std::span<const int64_t>(candidate_labels_) : std::span<const int64_t>(all_labels, batch.rows);
+  policy_->Insert(labels, batch.rows, step.number, words_, writes_);
+  submitted_ += batch.rows;
+
+  // Odd before any byte changes, even when all have: see RecordHeader.
+  for (const Write& write : writes_) {
+    std::atomic_ref<uint64_t>(Header(write.slot).version).fetch_add(1, std::memory_order_acq_rel);
+  }
+  bool from_device = false;
+  pieces_.clear();
+  for (const Write& write : writes_) {
+    const uint64_t row = chooses ? picked_[write.row] : write.row;
+    RecordHeader& header = Header(write.slot);
+    header.label = all_labels[row];
+    header.task = all_tasks ? all_tasks[row] : batch.task;
+    auto* const record = reinterpret_cast<std::byte*>(&header);
+    for (size_t field = 0; field < layout_.num_fields(); ++field) {
+      const uint64_t bytes = layout_.field_bytes(field);
+      std::byte* const target = record + layout_.field_offset(field);
+      const std::byte* const source = batch.fields[field] + row * bytes;
+      if (!batch.fields_on_device.empty() && batch.fields_on_device[field]) {
+        cuda_->ToHost(target, reinterpret_cast<Cuda::Address>(source), bytes);
+        from_device = true;
+      } else {
+        AddPieces(pieces_, target, source, bytes);
+      }
+    }
+  }
+  if (from_device) cuda_->RecordOwn(kHostCopy);
+  team_.Run(pieces_, Store::kStream);
+  if (from_device) cuda_->WaitFor(kHostCopy);
+  for (const Write& write : writes_) {
+    std::atomic_ref<uint64_t>(Header(write.slot).version).fetch_add(1, std::memory_order_release);
+  }
+  insert_time_.Add(Clock::now() - start);
+}
+
+void Engine::Deliver(const Step& step) {
+  const auto start = Clock::now();
+  fill_[options_.rank] = policy_->stored();
+  planner_.Make(fill_, step.number, words_, plan_);
+  const auto planned = Clock::now();
+  plan_time_.Add(planned - start);
+
+  if (cuda_) cuda_->WaitFor(ReadyEvent(step.slot));  // the slot's last draw may still be on its way to the device
+  const Staging& staging = *staging_[step.slot];
+  const uint64_t front = staging.front();
+  for (const uint32_t slot : plan_.slots) {
+    slab_.WillRead(reinterpret_cast<const std::byte*>(&Header(slot)), layout_.stride());
+  }
+  pieces_.clear();
+  for (size_t field = 0; field < layout_.num_fields(); ++field) {
+    const uint64_t bytes = layout_.field_bytes(field);
+    std::byte* target = staging.field(field) + front * bytes;
+    for (const uint32_t slot : plan_.slots) {
+      const auto* const record = reinterpret_cast<const std::byte*>(&Header(slot));
+      AddPieces(pieces_, target, record + layout_.field_offset(field), bytes);
+      target += bytes;
+    }
+  }
+  team_.Run(pieces_, Store::kCached);
+  // Relative to the mean over everything stored, hence 1 for a uniform history.
+  const double scale =
+      static_cast<double>(policy_->stored()) / static_cast<double>(std::max<uint64_t>(policy_->Mass(), 1));
+  for (size_t i = 0; i < plan_.slots.size(); ++i) {
+    const RecordHeader& header = Header(plan_.slots[i]);
+    staging.labels()[front + i] = header.label;
+    staging.tasks()[front + i] = header.task;
+    staging.ranks()[front + i] = plan_.ranks[i];
+    staging.weights()[front + i] = static_cast<float>(policy_->InverseInclusion(plan_.slots[i]) * scale);
+  }
+  sizes_[step.slot].assign(plan_.sizes.begin(), plan_.sizes.end());
+  if (cuda_) CopyToDevice(step.slot);
+  fetch_time_.Add(Clock::now() - planned);
+}
+
+void Engine::CopyToDevice(uint32_t slot) {
+  const Staging& staging = *staging_[slot];
+  const auto rows = std::accumulate(sizes_[slot].begin(), sizes_[slot].end(), uint64_t{0});
+  const std::vector<Cuda::Address>& targets = device_rows_[slot];
+  for (size_t column = 0; rows && column < targets.size(); ++column) {
+    const uint64_t bytes = staging.row_bytes(column);
+    cuda_->ToDevice(targets[column], staging.columns()[column] + staging.front() * bytes, rows * bytes);
+  }
+  cuda_->RecordOwn(ReadyEvent(slot));
+}
+
+RecordHeader& Engine::Header(uint32_t slot) const {
+  return *reinterpret_cast<RecordHeader*>(slab_.data() + slot * layout_.stride());
+}
+
+// ---- contents
+
+uint32_t Engine::stored() {
+  Drain();
+  return policy_->stored();
+}
+
+uint64_t Engine::submitted() {
+  Drain();
+  return submitted_;
+}
+
+uint64_t Engine::step() {
+  Drain();
+  return steps_submitted_;
+}
+
+uint64_t Engine::mass() {
+  Drain();
+  return policy_->Mass();
+}
+
+PolicyState Engine::policy_state() {
+  Drain();
+  return policy_->State();
+}
+
+std::vector<int64_t> Engine::labels() {
+  Drain();
+  std::vector<int64_t> labels(policy_->stored());
+  for (uint32_t slot = 0; slot < labels.size(); ++slot) labels[slot] = Header(slot).label;
+  return labels;
+}
+
+void Engine::ReadColumn(size_t column, std::byte* target) {
+  Drain();
+  const uint64_t bytes = column < layout_.num_fields() ? layout_.field_bytes(column) : sizeof(int64_t);
+  const uint64_t offset = column < layout_.num_fields()    ? layout_.field_offset(column)
+                          : column == layout_.num_fields() ? offsetof(RecordHeader, label)
+                                                           : offsetof(RecordHeader, task);
+  for (uint32_t slot = 0; slot < policy_->stored(); ++slot, target += bytes) {
+    std::memcpy(target, reinterpret_cast<const std::byte*>(&Header(slot)) + offset, bytes);
+  }
+}
+
+void Engine::Load(const PolicyState& policy, uint64_t step, uint64_t submitted, bool started,
+                  const std::vector<const std::byte*>& columns) {
+  if (columns.size() != layout_.num_fields() + 2) throw std::invalid_argument("wrong number of columns to load");
+  Drain();
+  const std::lock_guard lock(execution_);
+  auto loaded = MakePolicy(options_.policy, options_.share);
+  loaded->Load(policy);
+  policy_ = std::move(loaded);
+  const auto* const labels = reinterpret_cast<const int64_t*>(columns[layout_.num_fields()]);
+  const auto* const tasks = reinterpret_cast<const int64_t*>(columns[layout_.num_fields() + 1]);
+  for (uint32_t slot = 0; slot < policy_->stored(); ++slot) {
+    RecordHeader& header = Header(slot);
+    std::atomic_ref<uint64_t>(header.version).fetch_add(1, std::memory_order_acq_rel);
+    header.label = labels[slot];
+    header.task = tasks[slot];
+    for (size_t field = 0; field < layout_.num_fields(); ++field) {
+      const uint64_t bytes = layout_.field_bytes(field);
+      std::memcpy(reinterpret_cast<std::byte*>(&header) + layout_.field_offset(field), columns[field] + slot * bytes,
+                  bytes);
+    }
+    std::atomic_ref<uint64_t>(header.version).fetch_add(1, std::memory_order_release);
+  }
+  submitted_ = submitted;
+  steps_submitted_ = step;
+  done_.store(step, std::memory_order_release);
+  started_ = started;
+  for (const Pending& dropped : pending_) free_.push_back(dropped.slot);
+  pending_.clear();
+}
+
+uint32_t Engine::AdoptDraw(std::vector<uint32_t> sizes) {
+  Drain();
+  if (pending_.size() == kSlots - 1) throw std::invalid_argument("more pending draws than an engine keeps");
+  if (sizes.size() != options_.draws.size() ||
+      !std::equal(sizes.begin(), sizes.end(), options_.draws.begin(), std::less_equal<>())) {
+    throw std::invalid_argument("a pending draw is larger than this engine's draws");
+  }
+  const uint32_t slot = free_.back();
+  free_.pop_back();
+  sizes_[slot] = std::move(sizes);
+  pending_.push_back({sequence_, slot});  // finished, as everything is after Drain
+  return slot;
+}
+
+std::vector<Delivery> Engine::pending() {
+  Drain();
+  std::vector<Delivery> draws;
+  for (const Pending& draw : pending_) draws.push_back({draw.slot, sizes_[draw.slot]});
+  return draws;
+}
+
+std::vector<std::pair<std::string, Histogram::Stats>> Engine::stats() const {
+  return {{"queue", queue_time_.stats()},
+          {"insert", insert_time_.stats()},
+          {"plan", plan_time_.stats()},
+          {"fetch", fetch_time_.stats()},
+          {"wait", wait_time_.stats()}};
+}
+
+// ---- the end
+
+void Engine::Close() noexcept {
+  if (getpid() != process_) return;
+  const std::lock_guard only(ending_);
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+    broken_.store(true, std::memory_order_release);
+  }
+  work_.notify_all();
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  const std::lock_guard lock(execution_);  // a blocked caller may be running a step
+  if (cuda_ && slab_.data()) {
+    try {
+      cuda_->WaitForAll();
+      if (not_pinned_.empty()) cuda_->Unpin(slab_.data());
+      for (const auto& staging : staging_) cuda_->Unpin(staging->memory()->data());
+    } catch (const std::runtime_error&) {
+      // The device is gone, at the end of a process for one: nothing is under way any more.
+    }
+  }
+  slab_ = Slab();
+}
+
+void EngineDeleter::operator()(Engine* engine) const {
+  if (getpid() == engine->process_) delete engine;
+}
+
+void Engine::FailNextStep(std::exception_ptr error) {
+  const std::lock_guard lock(mutex_);
+  injected_ = std::move(error);
+}
+
+}  // namespace reprise
