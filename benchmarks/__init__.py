@@ -1,0 +1,1 @@
+"""Benchmarks of the rehearsal buffer; benchmarks/buffer.py is the command. Not part of the wheel."""
