@@ -134,6 +134,12 @@ class BoundEngine {
     engine_->SubmitDraw(stream);
   }
 
+  void Load(const py::dict& policy, uint64_t step, uint64_t submitted, bool started,
+            const std::vector<Address>& columns) {
+    Drain();  // steps are numbered anew: nothing may be kept under an old number
+    engine_->Load(FromDict(policy), step, submitted, started, AllBytes(columns));
+  }
+
   void SetDeviceRows(uint32_t slot, std::vector<Address> columns) {
     const reprise::Cuda::Stream stream = intake_.CurrentStream();
     const py::gil_scoped_release release;
@@ -261,11 +267,7 @@ PYBIND11_MODULE(_core, module) {
             self.engine().ReadColumn(column, reinterpret_cast<std::byte*>(target));
           },
           Release())
-      .def("load",
-           [](BoundEngine& self, const py::dict& policy, uint64_t step, uint64_t submitted, bool started,
-              const std::vector<Address>& columns) {
-             self.engine().Load(FromDict(policy), step, submitted, started, AllBytes(columns));
-           })
+      .def("load", &BoundEngine::Load)
       .def(
           "adopt_draw",
           [](BoundEngine& self, std::vector<uint32_t> sizes) { return self.engine().AdoptDraw(std::move(sizes)); },

@@ -50,7 +50,11 @@ EngineOptions Checked(EngineOptions options) {
 }
 
 Slab SlabFor(const EngineOptions& options, const Layout& layout) {
-  const uint64_t bytes = options.share * layout.stride();
+  uint64_t bytes;
+  if (__builtin_mul_overflow(uint64_t{options.share}, layout.stride(), &bytes)) {
+    throw std::runtime_error("memory of the rehearsal buffer: " + std::to_string(options.share) + " samples of " +
+                             std::to_string(layout.stride()) + " bytes refused");
+  }
   Slab slab = options.storage.empty() ? Slab::Anonymous(bytes) : Slab::File(options.storage, bytes);
   slab.HideFromChildren();
   return slab;
@@ -116,21 +120,28 @@ void Engine::Enqueue(Batch batch, bool inserts) {
     pending_.pop_front();
   }
   const uint32_t slot = free_.back();
-  free_.pop_back();
-  steps_submitted_ += inserts;
-  pending_.push_back({++sequence_, slot});
+  const uint64_t sequence = sequence_ + 1;
+  const uint64_t number = steps_submitted_ + inserts;
   // The inputs are ready here, and whoever still reads the slot's last draw has been queued before.
-  if (cuda_) cuda_->Record(SubmitEvent(sequence_), batch.stream);
+  if (cuda_) cuda_->Record(SubmitEvent(sequence), batch.stream);
+  pending_.push_back({sequence, slot});
   bool asleep;
-  {
+  try {
     const std::lock_guard lock(mutex_);
     const auto now = Clock::now();
+    queue_.push_back({std::move(batch), inserts, number, sequence, slot, now});
     // A pause, for an evaluation say, is soon forgotten.
     period_ += (std::min<Clock::duration>(now - last_queued_, 2 * kLongStep) - period_) / 4;
     last_queued_ = now;
-    queue_.push_back({std::move(batch), inserts, steps_submitted_, sequence_, slot, now});
-    asleep = asleep_;
+    // After a pause a nap may be as long as the pause has taught it to be.
+    asleep = asleep_ || nap_end_ > now + kLongestNap;
+  } catch (...) {
+    pending_.pop_back();  // a draw that nobody prepares would be waited for without end
+    throw;
   }
+  free_.pop_back();
+  sequence_ = sequence;
+  steps_submitted_ = number;
   if (asleep) work_.notify_one();
 }
 
@@ -168,16 +179,21 @@ void Engine::Await(uint64_t sequence) {
       continue;
     }
     // A step is under way elsewhere: copy along, sleep only when there is nothing to copy.
-    int looks = 0;
-    while (looks < kLooks && !Finished(sequence)) {
-      looks = team_.Help() ? 0 : looks + 1;
-      Relax();
-    }
-    if (looks < kLooks) continue;
+    if (CopyAlong([&] { return Finished(sequence); })) continue;
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return Finished(sequence) || failure_ || closing_; });
   }
   ThrowIfBroken();
+}
+
+template <typename Done>
+bool Engine::CopyAlong(Done done) {
+  for (int looks = 0; looks < kLooks; ++looks) {
+    if (done()) return true;
+    if (team_.Help()) looks = 0;
+    Relax();
+  }
+  return done();
 }
 
 void Engine::ThrowIfBroken() {
@@ -195,19 +211,19 @@ uint32_t Engine::next_slot() const {
 void Engine::ReserveFront(uint64_t rows) {
   Drain();
   if (cuda_) throw std::invalid_argument("front rows lie on the device, with the caller");
+  std::array<std::unique_ptr<Staging>, kSlots> larger;  // all or none: memory may be refused
+  for (auto& staging : larger) staging = std::make_unique<Staging>(layout_, rows, draw_rows_, options_.rank);
   for (uint32_t slot = 0; slot < kSlots; ++slot) {
-    auto larger = std::make_unique<Staging>(layout_, rows, draw_rows_, options_.rank);
     const auto count = std::accumulate(sizes_[slot].begin(), sizes_[slot].end(), uint64_t{0});
-    larger->CopyDraws(*staging_[slot], count);
-    staging_[slot] = std::move(larger);
+    larger[slot]->CopyDraws(*staging_[slot], count);
   }
+  staging_.swap(larger);
 }
 
 void Engine::SetDeviceRows(uint32_t slot, std::vector<Cuda::Address> columns, Cuda::Stream stream) {
   if (!cuda_ || columns.size() != layout_.num_fields() + 4)
     throw std::invalid_argument("wrong number of device columns");
-  Drain();
-  const std::lock_guard lock(execution_);
+  const auto hold = HoldContents();
   cuda_->WaitForAll();  // nothing may be on its way to where the rows were
   device_rows_[slot] = std::move(columns);
   const bool is_pending =
@@ -229,17 +245,16 @@ void Engine::Loop() {
     while (!closing_ && (queue_.empty() || failure_)) Rest(lock);
     if (closing_) return;
     lock.unlock();
-    if (!execution_.try_lock()) {
-      // The caller got in first.
-      for (int looks = 0; looks < kLooks; ++looks) {
-        if (team_.Help()) looks = 0;
-        Relax();
-      }
-      execution_.lock();
+    const bool mine = execution_.try_lock();
+    if (mine) {
+      RunNext();
+      execution_.unlock();
+    } else {
+      CopyAlong([] { return false; });
     }
-    RunNext();
-    execution_.unlock();
     lock.lock();
+    // The caller got in first and will soon be through. Waiting for its lock would make it wake us when it is.
+    if (!mine) work_.wait_for(lock, kShortestNap);
   }
 }
 
@@ -256,7 +271,9 @@ void Engine::Rest(std::unique_lock<std::mutex>& lock) {
     return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, Clock::period>(part * period_));
   };
   const auto nap = std::clamp<Clock::duration>(share(kLookShare), kShortestNap, kLongestNap);
-  work_.wait_until(lock, now + std::max(nap, share(kSleepShare) - quiet));
+  nap_end_ = now + std::max(nap, share(kSleepShare) - quiet);
+  work_.wait_until(lock, nap_end_);
+  nap_end_ = {};
 }
 
 void Engine::RunNext() {
@@ -412,6 +429,13 @@ RecordHeader& Engine::Header(uint32_t slot) const {
 
 // ---- contents
 
+std::unique_lock<std::mutex> Engine::HoldContents() {
+  Drain();
+  std::unique_lock lock(execution_);
+  ThrowIfBroken();
+  return lock;
+}
+
 uint32_t Engine::stored() {
   Drain();
   return policy_->stored();
@@ -438,14 +462,14 @@ PolicyState Engine::policy_state() {
 }
 
 std::vector<int64_t> Engine::labels() {
-  Drain();
+  const auto hold = HoldContents();
   std::vector<int64_t> labels(policy_->stored());
   for (uint32_t slot = 0; slot < labels.size(); ++slot) labels[slot] = Header(slot).label;
   return labels;
 }
 
 void Engine::ReadColumn(size_t column, std::byte* target) {
-  Drain();
+  const auto hold = HoldContents();
   const uint64_t bytes = column < layout_.num_fields() ? layout_.field_bytes(column) : sizeof(int64_t);
   const uint64_t offset = column < layout_.num_fields()    ? layout_.field_offset(column)
                           : column == layout_.num_fields() ? offsetof(RecordHeader, label)
@@ -458,8 +482,7 @@ void Engine::ReadColumn(size_t column, std::byte* target) {
 void Engine::Load(const PolicyState& policy, uint64_t step, uint64_t submitted, bool started,
                   const std::vector<const std::byte*>& columns) {
   if (columns.size() != layout_.num_fields() + 2) throw std::invalid_argument("wrong number of columns to load");
-  Drain();
-  const std::lock_guard lock(execution_);
+  const auto hold = HoldContents();
   auto loaded = MakePolicy(options_.policy, options_.share);
   loaded->Load(policy);
   policy_ = std::move(loaded);
@@ -481,6 +504,7 @@ void Engine::Load(const PolicyState& policy, uint64_t step, uint64_t submitted, 
   steps_submitted_ = step;
   done_.store(step, std::memory_order_release);
   started_ = started;
+  if (!started_) sizes_[held_].assign(options_.draws.size(), 0);
   for (const Pending& dropped : pending_) free_.push_back(dropped.slot);
   pending_.clear();
 }

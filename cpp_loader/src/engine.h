@@ -182,6 +182,11 @@ class Engine {
   // Block until the queue entry is finished, working rather than sleeping where possible. Throws failure_.
   void Await(uint64_t sequence);
   void ThrowIfBroken();
+  // Drained; until the lock is released nothing is run, and Close does not take the samples away.
+  std::unique_lock<std::mutex> HoldContents();
+  // Help with copies of a step that runs elsewhere, until done() or there has been nothing to copy for a while.
+  template <typename Done>
+  bool CopyAlong(Done done);
 
   // Under execution_.
   void RunNext();
@@ -232,8 +237,9 @@ class Engine {
 
   // Guarded by mutex_.
   std::mutex mutex_;
-  std::condition_variable work_;  // something was queued while asleep_, or closing
-  bool asleep_ = false;           // the engine thread has to be woken
+  std::condition_variable work_;            // something was queued while asleep_, or closing
+  bool asleep_ = false;                     // the engine thread has to be woken
+  Histogram::Clock::time_point nap_end_{};  // when it wakes by itself, while it naps
   Histogram::Clock::time_point last_queued_ = Histogram::Clock::now();
   Histogram::Clock::duration period_{};  // usual time between two queue entries
   std::condition_variable changed_;      // an entry was finished, or closing

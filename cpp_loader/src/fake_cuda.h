@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-
-
 extern "C" {
 
 // Run kernel(argument) in stream order.

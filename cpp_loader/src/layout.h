@@ -3,8 +3,8 @@
 //   | version | label | task | field 0 | field 1 | ...      offsets from the start of the record
 //
 // Flat and free of pointers, so that a slab means the same wherever it is mapped and one read fetches a whole sample.
-// Large records start, like their fields, on cache lines (streaming stores need that), if that costs at most 3 %; others
-// are packed to 8 bytes, as lines would cost more than they hold. Immutable, hence usable from any thread.
+// Large records start, like their fields, on cache lines (streaming stores need that), if that costs at most 3 %;
+// others are packed to 8 bytes, as lines would cost more than they hold. Immutable, hence usable from any thread.
 #pragma once
 
 #include <cstddef>

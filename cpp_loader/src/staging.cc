@@ -2,11 +2,15 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 namespace reprise {
 namespace {
 
 constexpr uint64_t kCacheLine = 64;
+// More than any machine addresses, and small enough for sums not to overflow.
+constexpr uint64_t kMaxColumn = uint64_t{1} << 48;
 
 uint64_t RoundUp(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -20,6 +24,10 @@ Staging::Staging(const Layout& layout, uint64_t front, uint64_t rows, int64_t ra
   std::vector<uint64_t> offsets;
   uint64_t end = 0;
   for (const uint64_t bytes : row_bytes_) {
+    if (front > kMaxColumn / bytes || rows > kMaxColumn / bytes) {
+      throw std::runtime_error("rows of new samples and draws: " + std::to_string(front) + " + " +
+                               std::to_string(rows) + " rows of " + std::to_string(bytes) + " bytes refused");
+    }
     // Draw rows start on a cache line, the first front row where it must.
     const uint64_t before = front * bytes;
     offsets.push_back(end + RoundUp(before, kCacheLine) - before);

@@ -21,6 +21,7 @@ namespace reprise {
 class Staging {
  public:
   // front, rows: rows before and after the start of the draws. Front rows are born with weight 1 and the own rank.
+  // Throws std::runtime_error with the numbers when the memory is refused.
   Staging(const Layout& layout, uint64_t front, uint64_t rows, int64_t rank);
 
   uint64_t front() const { return front_; }

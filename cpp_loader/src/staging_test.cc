@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <stdexcept>
 
 namespace reprise {
 namespace {
@@ -69,6 +70,14 @@ TEST(Staging, TakesOverTheDrawsOfOneWithAnotherFront) {
       }
       for (uint64_t row = 0; row < front; ++row) EXPECT_EQ(larger.weights()[row], 1.0f);
     }
+  }
+}
+
+TEST(Staging, MoreRowsThanAnyMachineAddressesAreRefusedInsteadOfOverflowing) {
+  const Layout layout(kFields);
+  for (const uint64_t rows : {uint64_t{1} << 60, uint64_t{1} << 62, UINT64_MAX}) {
+    EXPECT_THROW(Staging(layout, rows, 4, 0), std::runtime_error);
+    EXPECT_THROW(Staging(layout, 4, rows, 0), std::runtime_error);
   }
 }
 
