@@ -83,6 +83,16 @@ void Fence() {}
 
 }  // namespace
 
+SignalsBlocked::SignalsBlocked() {
+  sigset_t blocked;
+  sigfillset(&blocked);
+  // What a thread does wrong itself must reach its handler.
+  for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) sigdelset(&blocked, fault);
+  pthread_sigmask(SIG_SETMASK, &blocked, &before_);
+}
+
+SignalsBlocked::~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
 void AddPieces(std::vector<Piece>& pieces, std::byte* target, const std::byte* source, uint64_t bytes) {
   for (; bytes > kPieceBytes; bytes -= kPieceBytes, target += kPieceBytes, source += kPieceBytes) {
     pieces.push_back({target, source, kPieceBytes});
@@ -107,6 +117,7 @@ void CopyPieces(std::span<const Piece> pieces, Store store) {
 CopyTeam::CopyTeam(unsigned helpers) {
   try {
     helpers_.reserve(helpers);
+    const SignalsBlocked blocked;
     for (unsigned i = 0; i < helpers; ++i) helpers_.emplace_back([this] { HelperLoop(); });
   } catch (...) {
     Stop();  // no destructor runs, and the helpers that there are would be joined in their sleep
@@ -150,16 +161,16 @@ bool CopyTeam::Help() {
   do {
     if (!(gate & kOpen)) return false;
   } while (!gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire, std::memory_order_relaxed));
-  Work();
+  const bool copied = Work();
   if (gate_.fetch_sub(1, std::memory_order_acq_rel) == 1) gate_.notify_all();
-  return true;
+  return copied;
 }
 
-void CopyTeam::Work() {
+bool CopyTeam::Work() {
   const std::span<const Piece> pieces(pieces_, num_pieces_);
-  for (;;) {
+  for (bool copied = false;; copied = true) {
     const size_t first = next_.fetch_add(claim_, std::memory_order_relaxed);
-    if (first >= pieces.size()) return;
+    if (first >= pieces.size()) return copied;
     CopyPieces(pieces.subspan(first, std::min(claim_, pieces.size() - first)), store_);
   }
 }

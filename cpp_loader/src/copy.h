@@ -4,6 +4,8 @@
 // any thread that has nothing better to do than to wait for it. What is copied where is decided by the engine.
 #pragma once
 
+#include <signal.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -30,6 +32,18 @@ void AddPieces(std::vector<Piece>& pieces, std::byte* target, const std::byte* s
 // synchronises with this thread afterwards. Thread-safe on disjoint targets.
 void CopyPieces(std::span<const Piece> pieces, Store store);
 
+// While it lives, new threads are born with all signals but faults blocked: those are for the program's own threads.
+class SignalsBlocked {
+ public:
+  SignalsBlocked();
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+  ~SignalsBlocked();
+
+ private:
+  sigset_t before_;
+};
+
 class CopyTeam {
  public:
   // helpers: threads of its own, which sleep between jobs. Throws std::system_error when the system refuses them.
@@ -41,12 +55,13 @@ class CopyTeam {
   // Copy all pieces and return when every byte is in place. One caller at a time.
   void Run(std::span<const Piece> pieces, Store store);
 
-  // Copy along with a job that is running, if there is one; returns whether there was. Any thread, at any time.
+  // Copy along with a job that is running, if there is one; returns whether anything was left to copy. Any thread, at
+  // any time.
   bool Help();
 
  private:
   void Stop();
-  void Work();
+  bool Work();
   void HelperLoop();
 
   // The job, valid while the gate is open. Written by Run alone, while the gate is shut and nobody is inside.

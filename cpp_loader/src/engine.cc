@@ -88,6 +88,7 @@ Engine::Engine(EngineOptions options)
       not_pinned_ = error.what();  // copies from the device then take a detour
     }
   }
+  const SignalsBlocked blocked;
   thread_ = std::thread([this] { Loop(); });
   pthread_setname_np(thread_.native_handle(), "reprise-engine");
 }
@@ -172,6 +173,7 @@ bool Engine::ready() const { return !started_ || pending_.empty() || Finished(pe
 void Engine::Drain() { Await(sequence_); }
 
 void Engine::Await(uint64_t sequence) {
+  ThrowIfBroken();
   while (!Finished(sequence) && !broken_.load(std::memory_order_acquire)) {
     if (execution_.try_lock()) {
       const std::lock_guard lock(execution_, std::adopt_lock);
@@ -197,6 +199,7 @@ bool Engine::CopyAlong(Done done) {
 }
 
 void Engine::ThrowIfBroken() {
+  if (getpid() != process_) throw std::runtime_error("the rehearsal buffer stays with the process that made it");
   if (!broken_.load(std::memory_order_acquire)) return;
   const std::lock_guard lock(mutex_);
   if (failure_) std::rethrow_exception(failure_);
@@ -345,6 +348,9 @@ void Engine::Insert(const Step& step) {
     std::atomic_ref<uint64_t>(Header(write.slot).version).fetch_add(1, std::memory_order_acq_rel);
   }
   bool from_device = false;
+#if !defined(__SANITIZE_THREAD__)  // which knows no fences
+  std::atomic_thread_fence(std::memory_order_release);
+#endif
   pieces_.clear();
   for (const Write& write : writes_) {
     const uint64_t row = chooses ? picked_[write.row] : write.row;

@@ -21,7 +21,9 @@
 // for the copy. The engine thread sleeps until a copy is done; the caller's never does.
 //
 // Errors. What goes wrong while a step is run is kept and thrown by every later call but Close; the engine is then of
-// no further use. Memory is allocated in the constructor.
+// no further use. The memory of samples and draws is reserved in the constructor.
+//
+// A forked child has no engine thread and no samples: there every call but Close and destroying throws.
 #pragma once
 
 #include <sys/types.h>

@@ -83,7 +83,11 @@ Slab Slab::File(const std::string& path, uint64_t bytes) {
   const std::string what = "storage file:" + path;
   const Descriptor file(OpenUnnamed(path));
   if (file.get() < 0) Refuse(what, size, errno);
-  if (const int error = posix_fallocate(file.get(), 0, static_cast<off_t>(size))) Refuse(what, size, error);
+  int error;
+  do {
+    error = posix_fallocate(file.get(), 0, static_cast<off_t>(size));
+  } while (error == EINTR);
+  if (error) Refuse(what, size, error);
   void* const data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
   if (data == MAP_FAILED) Refuse(what, size, errno);
   return Slab(static_cast<std::byte*>(data), size, true);

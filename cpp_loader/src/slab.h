@@ -17,8 +17,9 @@ class Slab {
   static Slab Anonymous(uint64_t bytes);
 
   // A file on the disk of `path`: in it, if it is a folder, else under that name, which must be free. The file has no
-  // name once this returns, so nothing is left behind by any kind of exit. Its space is taken at once: a full disk is
-  // an error here, not a crash later. Throws std::runtime_error naming path, bytes and reason.
+  // name once this returns, so nothing is left behind by any exit after that. Its space is taken at once: a full
+  // disk is an error here, not a crash later (on file systems that copy on write it may still be one). Throws
+  // std::runtime_error naming path, bytes and reason.
   static Slab File(const std::string& path, uint64_t bytes);
 
   Slab() = default;
