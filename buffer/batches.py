@@ -17,6 +17,8 @@ class CopiedBatches:
         self._device = device
         self._sets: list[Columns] = [{}, {}]
         self._next = 0
+        self.storages: frozenset[int] = frozenset()
+        """Addresses of all columns' memory."""
 
     def rows(self, rows: int) -> Columns:
         """The first `rows` rows of the next batch, uninitialised; fields and "y"."""
@@ -24,22 +26,22 @@ class CopiedBatches:
         return {name: columns[name][:rows] for name in (*self._spec.fields, "y")}
 
     def join(self, rows: int, prepared: Prepared) -> Prepared:
-        """The draws, copied behind `rows` rows for new samples, whose weight and rank are filled in."""
+        """The draws, copied behind `rows` rows for new samples."""
         columns = self._set(rows)
         self._next = 1 - self._next
         total = sum(prepared.sizes)
         for name, column in columns.items():
             column[rows : rows + total].copy_(prepared.columns[name][prepared.start : prepared.start + total])
-        columns["weight"][:rows] = 1.0
-        columns["rank"][:rows] = self._spec.rank
         return Prepared(columns, rows, prepared.sizes)
 
     def _set(self, rows: int) -> Columns:
         needed = rows + sum(self._spec.draws)
         if not self._sets[self._next] or len(self._sets[self._next]["y"]) < needed:
-            columns = {name: field.empty(needed, self._device) for name, field in self._spec.fields.items()}
-            for name in ("y", "task", "rank"):
-                columns[name] = torch.empty(needed, dtype=torch.int64, device=self._device)
-            columns["weight"] = torch.empty(needed, dtype=torch.float32, device=self._device)
+            with torch.inference_mode(False):  # the next caller may want to train on them
+                columns = {name: field.empty(needed, self._device) for name, field in self._spec.fields.items()}
+                for name in ("y", "task", "rank"):
+                    columns[name] = torch.empty(needed, dtype=torch.int64, device=self._device)
+                columns["weight"] = torch.empty(needed, dtype=torch.float32, device=self._device)
             self._sets[self._next] = columns
+            self.storages = frozenset(c.untyped_storage().data_ptr() for one in self._sets for c in one.values())
         return self._sets[self._next]

@@ -5,8 +5,9 @@ them alive. Decides nothing: see cpp_loader/src/engine.h for what happens on the
 """
 
 import logging
+import os
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +22,28 @@ logger = logging.getLogger(__name__)
 
 _KEPT_COLUMNS = ("y", "task")
 _CPU = torch.device("cpu")
+_NOTHING = torch.empty(0, dtype=torch.uint8)
+
+
+class _Orphan:
+    """Stands in for the core in a forked child, where neither its thread nor the samples exist."""
+
+    def __getattr__(self, name: str) -> Any:
+        def refuse(*_: object) -> None:
+            raise RuntimeError("the rehearsal buffer belongs to the process that made it, not to its forked children")
+
+        return refuse
+
+
+_engines: "weakref.WeakSet[NativeEngine]" = weakref.WeakSet()
+
+
+def _orphan_all() -> None:
+    for engine in list(_engines):
+        engine.orphan()
+
+
+os.register_at_fork(after_in_child=_orphan_all)
 
 
 def why_not(spec: Spec) -> str:
@@ -42,6 +65,7 @@ class NativeEngine:
         self.spec = spec
         self.device = device if device.type == "cuda" and torch.version.cuda else _CPU
         self._comm = comm
+        here = self.device  # and not self, which the core would then keep alive for ever
         try:
             self._core = cpp_loader.engine()(
                 prototypes={name: field.empty(0, _CPU) for name, field in spec.fields.items()},
@@ -57,15 +81,18 @@ class NativeEngine:
                 threads=threads,
                 storage=storage,
                 cuda_device=-1 if self.device == _CPU else self.device.index,
-                current_stream=lambda: torch.cuda.current_stream(self.device).cuda_stream,
+                current_stream=lambda: torch.cuda.current_stream(here).cuda_stream,
             )
         except RuntimeError as error:
-            raise UserError(f"no room for the rehearsal buffer: {error}; lower capacity or change storage") from error
+            raise UserError(
+                f"no room for the rehearsal buffer: {error}; lower capacity or choose another storage"
+            ) from error
         if why := self._core.not_pinned():
             logger.warning(
                 "rank %d: the rehearsal buffer's memory is not pinned, copies are slower: %s", spec.rank, why
             )
         self._front = 0
+        self.storages: frozenset[int] = frozenset()  # addresses of all columns' memory
         self._host: list[Columns] = []  # per staging slot: where the engine gathers to
         self._staging: list[Columns] = []  # per staging slot: where draws are delivered; _host without a device
         self._draws: dict[tuple[int, tuple[int, ...]], tuple[Draw, ...]] = {}
@@ -76,6 +103,7 @@ class NativeEngine:
         self.submit_as_is = self._core.submit
         # The tensors outlive the thread that reads them, also when nobody calls close() before the interpreter ends.
         self._close = weakref.finalize(self, self._core.close)
+        _engines.add(self)
 
     # ---- a step
 
@@ -101,15 +129,17 @@ class NativeEngine:
         draws = known.get(delivery)
         if draws is None:
             slot, sizes = delivery
-            draws = known[delivery] = draws_of(Prepared(staging[slot], self._front, sizes))
+            draws = draws_of(Prepared(staging[slot], self._front, sizes))
+            if sizes == self.spec.draws:  # those of a buffer that is still filling do not come again
+                known[delivery] = draws
         return draws
 
     def reserve_front(self, rows: int) -> None:
         """Have room for so many new samples in front of the draws of every step."""
         if rows > self._front:
-            self._front = rows
             if self.device == _CPU:
                 self._core.reserve_front(rows)
+            self._front = rows
             self._map_staging()
 
     def rows(self, rows: int) -> Columns:
@@ -191,6 +221,11 @@ class NativeEngine:
         self._close()
         self._host, self._staging, self._draws = [], [], {}
 
+    def orphan(self) -> None:
+        """This is a forked child: every later use but close() raises."""
+        self._core = cast(Any, _Orphan())
+        self.submit_as_is = self._core.submit
+
     def fail_next_step(self, message: str) -> None:
         """Make the engine's next step fail, to test what happens then."""
         self._core.fail_next_step(message)
@@ -199,29 +234,43 @@ class NativeEngine:
 
     def _load(self, shard: dict[str, Any], step: int, started: bool) -> None:
         policy = {name: v.numpy() if isinstance(v, Tensor) else int(v) for name, v in shard["policy"].items()}
-        columns = [shard["columns"][name].contiguous() for name in (*self.spec.fields, *_KEPT_COLUMNS)]
+        columns = []
+        for name, field in self._columns().items():
+            if name not in shard["columns"]:
+                continue  # "rank" and "weight" come with draws only
+            column, shape = shard["columns"][name], (int(policy["stored"]), *field.shape)
+            if column.dtype != field.dtype or tuple(column.shape) != shape:
+                raise UserError(
+                    f"the saved rehearsal buffer does not fit this one: '{name}' is {column.dtype} "
+                    f"{tuple(column.shape)}, expected {field.dtype} {shape}"
+                )
+            columns.append(column.contiguous())
         addresses = [column.data_ptr() for column in columns]
         try:
             self._core.load(policy, step, int(shard["submitted"]), started, addresses)
         except ValueError as error:
             raise UserError(f"the saved rehearsal buffer does not fit this one: {error}") from error
 
+    @torch.inference_mode(False)  # the tensors outlive the call, and are to be trained on
     def _map_staging(self) -> None:
         """Wrap the staging slots' columns as tensors: front rows for new samples, the draws behind them."""
         total = sum(self.spec.draws)
         self._host, self._draws = [], {}
         for slot in range(3):
             memory, front, offsets = self._core.staging(slot)
-            flat = torch.frombuffer(memory, dtype=torch.uint8)
             columns = {}
             for (name, field), offset in zip(self._columns().items(), offsets, strict=True):
-                part = flat[offset : offset + (front + total) * field.nbytes]
+                # A storage per column, with a counter of changes of its own: weights may change while x is stored.
+                size = (front + total) * field.nbytes
+                part = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset) if size else _NOTHING
                 columns[name] = part.view(field.dtype).view(front + total, *field.shape)
             self._host.append(columns)
         self._staging = self._host
         if self.device != _CPU:
             self._map_device()
+        self.storages = frozenset(c.untyped_storage().data_ptr() for slot in self._staging for c in slot.values())
 
+    @torch.inference_mode(False)
     def _map_device(self) -> None:
         """Make the slots' twins on the device, and have what is pending copied there."""
         total = sum(self.spec.draws)
@@ -245,7 +294,8 @@ class NativeEngine:
 
 
 def _plain(value: Tensor, copy: bool) -> Tensor:
-    value = value.detach().resolve_conj().resolve_neg()
+    # A subclass stays one through all of this, and the engine knows plain tensors only.
+    value = value.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
     if copy:
         return value.to("cpu", copy=True, memory_format=torch.contiguous_format)
     return value.cpu().contiguous()

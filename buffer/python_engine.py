@@ -138,7 +138,7 @@ class PythonEngine:
         self.prepare()
 
     def _draw(self) -> Prepared:
-        with self._spans.span("plan"):
+        with torch.inference_mode(False), self._spans.span("plan"):  # draws are to be trained on
             own = torch.tensor([self.shard.stored, self.shard.policy.mass()])
             if self._alone:
                 self._fill[:] = 0
@@ -147,13 +147,14 @@ class PythonEngine:
                 self._fill = self._comm.allgather(own, name="rehearsal.fill").numpy().copy()
             plan = plan_draws(self._fill[:, 0], self.spec.draws, self.step, self.shard.words)
         stored, mass = self._fill.sum(axis=0)
-        with self._spans.span("fetch"):
+        with torch.inference_mode(False), self._spans.span("fetch"):
             rows = self.shard.gather(plan.slots) if self._alone else fetch(plan, self.shard, self._comm)
         return self._prepare(rows, plan.ranks, stored / max(mass, 1), plan.sizes)
 
     def _prepare(self, rows: Columns, ranks: Int64s, scale: float, sizes: tuple[int, ...]) -> Prepared:
         """Gathered rows as they are delivered: the weight is 1 on average over everything stored."""
-        rows["weight"] = (rows.pop("inverse_inclusion") * scale).to(torch.float32)
+        with torch.inference_mode(False):
+            rows["weight"] = (rows.pop("inverse_inclusion") * scale).to(torch.float32)
         rows["rank"] = torch.from_numpy(ranks)
         return Prepared(rows, 0, sizes)
 

@@ -31,6 +31,7 @@ from reprise.runtime.registry import nearest
 logger = logging.getLogger(__name__)
 
 IMPLEMENTATIONS = ("standard", "flyweight", "python")
+MAX_THREADS = 1024
 
 
 class RehearsalBuffer:
@@ -76,8 +77,8 @@ class RehearsalBuffer:
         )
         self._closed = False
         folder = _storage_path(storage, self._comm)
-        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-            raise UserError(f"threads must be a whole number from 1, got {threads!r}")
+        if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
+            raise UserError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
         self.implementation = _choose(implementation, self.spec, self._comm)
         if self.implementation == "python" and folder:
             raise UserError(
@@ -87,7 +88,11 @@ class RehearsalBuffer:
         self._engine: NativeEngine | PythonEngine
         self._native: NativeEngine | None = None
         if self.implementation == "python":
-            self._engine = PythonEngine(self.spec, self._comm)
+            try:
+                self._engine = PythonEngine(self.spec, self._comm)
+            except RuntimeError as error:  # what torch raises when memory is refused
+                reason = str(error).splitlines()[0]
+                raise UserError(f"no room for the rehearsal buffer: {reason}; lower capacity") from error
         else:
             self._engine = self._native = NativeEngine(
                 self.spec, self._comm, device=self.device, threads=threads, storage=folder
@@ -147,9 +152,12 @@ class RehearsalBuffer:
         else:
             columns, start, sizes = self._batches.join(rows, self._prepared())
         first = start - rows
-        own = {name: _place(value, columns[name][first:start]) for name, value in fields.items()}
-        own_y = _place(y, columns["y"][first:start])
+        own = {name: self._place(value, columns[name][first:start]) for name, value in fields.items()}
+        own_y = self._place(y, columns["y"][first:start])
         columns["task"][first:start] = tasks
+        # The batch that lay here before was its owner's to change.
+        columns["weight"][first:start] = 1.0
+        columns["rank"][first:start] = self.spec.rank
         self._engine.submit(own, own_y, tasks, copy=False)
         return Draw(columns, (rows, *sizes), first)
 
@@ -299,6 +307,21 @@ class RehearsalBuffer:
         delivered = {name: value.to(self.device, non_blocking=True) for name, value in prepared.columns.items()}
         return prepared._replace(columns=delivered)
 
+    def _place(self, source: Tensor, target: Tensor) -> Tensor:
+        """Put the rows where they belong in the batch, unless they are there; returns the tensor to submit."""
+        source = source.detach()
+        at_home = source.device == target.device and source.data_ptr() == target.data_ptr()
+        if at_home and source.stride() == target.stride():
+            return source
+        storage = source.untyped_storage().data_ptr()
+        if storage not in (self._in_place or self._batches).storages:
+            target.copy_(source, non_blocking=True)
+            return source
+        # Rows of ours that lie elsewhere: of a smaller batch than rows() was asked for, or of an earlier one, whose
+        # memory rows() may hand out again before the engine has read it.
+        target.copy_(source.clone() if storage == target.untyped_storage().data_ptr() else source)
+        return target
+
     def _check_room(self, folder: str) -> None:
         """Say how much is asked for, and refuse what does not fit."""
         per_node = self.bytes_per_rank * self._comm.local_size
@@ -356,15 +379,3 @@ def _choose(implementation: str, spec: Spec, comm: Communicator) -> str:
 @functools.cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-def _place(source: Tensor, target: Tensor) -> Tensor:
-    """Put the rows where they belong in the batch, unless they are there; returns the tensor to submit."""
-    if source.device == target.device and source.data_ptr() == target.data_ptr() and source.stride() == target.stride():
-        return source
-    if source.untyped_storage().data_ptr() != target.untyped_storage().data_ptr():
-        target.copy_(source, non_blocking=True)
-        return source
-    # Fewer rows than rows() was asked for: they move up to the draws, over memory of their own.
-    target.copy_(source.clone())
-    return target

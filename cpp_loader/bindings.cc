@@ -178,8 +178,9 @@ class BoundEngine {
   void Release() {
     const uint64_t done = engine_->done();
     while (!kept_.empty() && kept_.front().first <= done) {
-      const std::string changed = kept_.front().second.Changed();
+      const reprise::KeptBatch kept = std::move(kept_.front().second);
       kept_.pop_front();
+      const std::string changed = kept.Changed();
       if (!changed.empty()) {
         throw std::runtime_error("'" + changed +
                                  "' was changed in place after submit() and before the buffer had copied it, so what "

@@ -28,6 +28,19 @@ int64_t VersionOf(PyObject* tensor) {
   return number;
 }
 
+// Whether what lies in memory is the conjugate or the negative of the tensor, which neither DLPack nor strides say.
+bool IsLazy(PyObject* tensor) {
+  static PyObject* const names[] = {Name("is_neg"), Name("is_conj")};
+  for (PyObject* const name : names) {
+    const Object answer = Object::Own(PyObject_CallMethodNoArgs(tensor, name));
+    if (answer.get() != Py_False) {
+      PyErr_Clear();
+      return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 void KeptBatch::Keep(PyObject* name, PyObject* tensor) {
@@ -56,7 +69,10 @@ Intake::Intake(PyObject* prototypes, PyObject* labels, int cuda_device, PyObject
 }
 
 Intake::Column Intake::Describe(PyObject* name, PyObject* prototype) {
-  Column column{Object::Share(name), Attribute(prototype, "dtype"), {}, {}};
+  Column column{Object::Share(name), Attribute(prototype, "dtype"), {}, {}, false};
+  const Object complex = Object::Own(PyObject_CallMethod(prototype, "is_complex", nullptr));
+  PyErr_Clear();
+  column.is_complex = complex.get() == Py_True;
   const Object shape = Attribute(prototype, "shape");
   if (!column.dtype || !shape || PyTuple_Size(shape.get()) < 1) {
     PyErr_Clear();
@@ -126,7 +142,8 @@ Cuda::Stream Intake::CurrentStream() const {
 
 bool Intake::ReadTensor(PyObject* object, const Column& column, View& view) const {
   if (Py_TYPE(object) != tensor_type_) return false;
-  if (!column.type.bits) return ReadByAttributes(object, column, view);
+  if (column.is_complex && IsLazy(object)) return false;
+  if (!column.type.bits) return !IsLazy(object) && ReadByAttributes(object, column, view);
   dlpack::Tensor tensor;
   if (api_->view_of_object(object, &tensor) != 0) {
     PyErr_Clear();
@@ -146,6 +163,8 @@ bool Intake::ReadTensor(PyObject* object, const Column& column, View& view) cons
     stride *= size;
   }
   if (has_strides && tensor.shape[0] > 1 && tensor.strides[0] != stride) return false;
+  // Of the imaginary part of a conjugate, only a single number has its rows back to back.
+  if (stride == 1 && tensor.shape[0] == 1 && IsLazy(object)) return false;
   view = {static_cast<const std::byte*>(tensor.data) + tensor.byte_offset, tensor.shape[0], on_device};
   return true;
 }

@@ -78,6 +78,7 @@ class Intake {
     Object dtype;
     dlpack::DataType type;
     std::vector<int64_t> shape;  // of one row
+    bool is_complex;
   };
   struct View {
     const std::byte* data;

@@ -100,7 +100,8 @@ class Loop:
     def _train_task(self, task: Task, sampler: TrainSampler) -> None:
         settings, epochs = self.settings, self.settings.epochs[task.index]
         regime = self._regime_for(task.index)
-        loader = train_loader(task.train, sampler, workers=settings.loader_workers, rows=self.strategy.rows)
+        rows = self.strategy.rows if settings.device.type == "cpu" else None
+        loader = train_loader(task.train, sampler, workers=settings.loader_workers, rows=rows)
         self.strategy.begin_task(task)
         self.strategy.network.train()
         for epoch in range(epochs):

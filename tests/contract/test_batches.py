@@ -1,8 +1,21 @@
 """augment() and rows(): contiguous batches built from the caller's rows and the draws, in two sets of memory."""
 
+import gc
+
 import pytest
 import torch
-from streams import MANY_FIELDS, PER_RANK, assert_consistent, encode, feed, identities, label_of, raw, task_of
+from streams import (
+    MANY_FIELDS,
+    PER_RANK,
+    assert_consistent,
+    encode,
+    feed,
+    identities,
+    label_of,
+    raw,
+    started,
+    task_of,
+)
 
 
 def augment(buffer, ids):
@@ -53,6 +66,118 @@ def test_rows_are_passed_on_without_a_copy(make, comm):
         assert_consistent(batch)
         assert torch.equal(batch["i64"][:6], ids)
     assert batch.sizes == (6, 8)
+
+
+def fill(rows, ids):
+    for name, value in {**encode(ids), "y": label_of(ids)}.items():
+        rows[name].copy_(value)
+
+
+def test_rows_of_any_size_are_passed_on_without_a_copy(make, comm):
+    """Smaller batches at the end of an epoch, larger ones after it."""
+    buffer, total = make(fields=MANY_FIELDS, draws=(5,)), 0
+    for size in (6, 6, 2, 6, 11, 1, 11, 2, 0, 30, 6, 30):
+        ids = identities(comm.rank, total, size)
+        rows = buffer.rows(size)
+        fill(rows, ids)
+        pointers = {name: value.data_ptr() for name, value in rows.items()}
+        batch = buffer.augment(**rows, task=task_of(ids))
+        if size:
+            assert {name: batch[name].data_ptr() for name in rows} == pointers
+        assert batch.sizes[0] == size
+        assert_consistent(batch)
+        total += size
+    assert (buffer.seen, len(buffer)) == (total, 64)
+
+
+def test_rows_may_be_asked_for_again(make, comm):
+    """The last ones count; earlier ones may be passed on all the same, if nobody wrote to the others."""
+    buffer = make(fields=MANY_FIELDS, draws=(5,))
+    for step, sizes in enumerate([(6, 6), (6, 9), (9, 6), (6, 40), (6, 6)]):
+        ids = identities(comm.rank, 100 * step, sizes[-1])
+        asked = [buffer.rows(size) for size in sizes]
+        fill(asked[-1], ids)
+        assert_consistent(buffer.augment(**asked[-1], task=task_of(ids)))
+        early = buffer.rows(4)
+        ids = identities(comm.rank, 100 * step + 50, 4)
+        fill(early, ids)
+        buffer.rows(50 * step)
+        assert_consistent(buffer.augment(**early, task=task_of(ids)))
+
+
+def test_rows_may_be_passed_on_after_other_calls(make, comm):
+    """Another draw was delivered in between, or everything was awaited: the rows are then copied, or still in place."""
+    buffer = make(fields=MANY_FIELDS, draws=(5,))
+    for step in range(12):
+        ids, between = identities(comm.rank, 100 * step, 6), identities(comm.rank, 100 * step + 50, 3)
+        rows = buffer.rows(6)
+        fill(rows, ids)
+        if step % 3 == 0:
+            buffer.drain()
+            assert buffer.seen == 9 * step
+        elif step % 3 == 1:
+            buffer.wait()
+            buffer.submit(y=label_of(between), task=task_of(between), **encode(between))
+        else:
+            buffer.submit(y=label_of(between), task=task_of(between), **encode(between))
+            buffer.wait()
+        batch = buffer.augment(**rows, task=task_of(ids))
+        assert torch.equal(batch["i64"][:6], ids)
+        assert_consistent(batch)
+        if step % 3 == 0:
+            buffer.submit(y=label_of(between), task=task_of(between), **encode(between))
+            buffer.wait()
+
+
+def test_rows_may_be_submitted_like_any_batch(make, comm):
+    buffer = started(make(fields=MANY_FIELDS, draws=(99,), scope="local"))
+    for step in range(6):
+        ids = identities(comm.rank, 6 * step, 6)
+        rows = buffer.rows(6)
+        fill(rows, ids)
+        buffer.submit(**rows, task=task_of(ids))
+        (draw,) = buffer.wait()
+        assert_consistent(draw)
+        assert set(draw["i64"].tolist()) == set(range(comm.rank * PER_RANK, int(ids[-1]) + 1))
+
+
+def test_new_samples_have_weight_one_and_this_rank_whatever_became_of_earlier_batches(make, comm):
+    """A training loop may scale the weights of a batch in place, as batches are its own until the next one."""
+    buffer = make(draws=(4,))
+    for step in range(6):
+        batch = buffer.augment(id=identities(comm.rank, 5 * step, 5), y=torch.zeros(5, dtype=torch.int64))
+        assert batch["weight"][:5].tolist() == [1.0] * 5
+        assert batch["rank"][:5].tolist() == [comm.rank] * 5
+        batch["weight"].mul_(0.5)
+        batch["rank"].fill_(99)
+
+
+def test_weights_of_a_batch_in_rows_may_be_changed_in_place(make, comm):
+    """They are no part of what is being stored."""
+    buffer = make(draws=(4,))
+    for step in range(6):
+        rows = buffer.rows(5)
+        rows["id"].copy_(identities(comm.rank, 5 * step, 5))
+        rows["y"].zero_()
+        batch = buffer.augment(**rows)
+        batch["weight"].mul_(0.5)
+    assert buffer.seen == 30
+
+
+def test_draws_and_batches_stay_readable_after_close(make, comm):
+    buffer = make(fields=MANY_FIELDS, draws=(6,))
+    for step in range(3):
+        ids = identities(comm.rank, 6 * step, 6)
+        batch = augment(buffer, ids)
+    (draw,) = buffer.wait()
+    copies = [{name: raw(value) for name, value in rows.items()} for rows in (batch, draw)]
+    held = [dict(rows.items()) for rows in (batch, draw)]
+    buffer.close()
+    del buffer, batch, draw
+    gc.collect()
+    for tensors, copy in zip(held, copies, strict=True):
+        assert all(torch.equal(raw(tensor), copy[name]) for name, tensor in tensors.items())
+        assert torch.equal(tensors["y"], label_of(tensors["i64"]))
 
 
 def test_the_batch_before_stays_intact_until_the_next_augment_returns(make, comm):

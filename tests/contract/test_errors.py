@@ -302,6 +302,7 @@ def test_a_disk_error_on_one_rank_is_an_error_on_every_rank_and_leaves_no_new_fi
     buffer.save(folder)
     comm.barrier()
     before = sorted(os.listdir(folder))
+    comm.barrier()
     if comm.rank == comm.size - 1:
 
         def full(state, stream):

@@ -1,74 +1,57 @@
 """Contract 9: the payload is allocated once and lazily, little is added to it, and too much is refused with numbers."""
 
 import logging
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+from fresh_process import Programs
 
 from reprise.buffer import Field, RehearsalBuffer
 
 MIB = 2**20
 
-# Forks a child per line of its input, because importing torch takes far longer than what is measured.
 MEASURE = """
-import os, sys
+import sys
 import psutil, torch
 from reprise.buffer import Field, RehearsalBuffer
 
-
-def measure(implementation, capacity, record, steps):
-    resident = lambda: psutil.Process().memory_info().rss
-    warm = RehearsalBuffer(fields={"x": Field((8,), torch.uint8)}, capacity=8, implementation=implementation)
-    warm.submit(x=torch.zeros(9, 8, dtype=torch.uint8), y=torch.zeros(9, dtype=torch.int64))
-    warm.wait(), warm.close()
-    x = torch.ones(max(1, capacity // max(steps, 1)), record, dtype=torch.uint8)
-    y = torch.arange(len(x)) % 50
-    before = resident()
-    buffer = RehearsalBuffer(
-        fields={"x": Field((record,), torch.uint8)}, capacity=capacity, draws=(32,), implementation=implementation
-    )
-    for _ in range(steps):
-        buffer.submit(x=x, y=y)
-        buffer.wait()
-    assert len(buffer) == len(x) * steps
-    print(buffer.bytes_per_rank, resident() - before, flush=True)
-
-
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        implementation, *numbers = line.split()
-        measure(implementation, *map(int, numbers))
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        print("failed", flush=True)
+implementation, (capacity, record, steps) = sys.argv[1], map(int, sys.argv[2:])
+resident = lambda: psutil.Process().memory_info().rss
+warm = RehearsalBuffer(fields={"x": Field((8,), torch.uint8)}, capacity=8, implementation=implementation)
+warm.submit(x=torch.zeros(9, 8, dtype=torch.uint8), y=torch.zeros(9, dtype=torch.int64))
+warm.wait(), warm.close()
+x = torch.ones(max(1, capacity // max(steps, 1)), record, dtype=torch.uint8)
+y = torch.arange(len(x)) % 50
+before = resident()
+buffer = RehearsalBuffer(
+    fields={"x": Field((record,), torch.uint8)}, capacity=capacity, draws=(32,), implementation=implementation
+)
+for _ in range(steps):
+    buffer.submit(x=x, y=y)
+    buffer.wait()
+assert len(buffer) == len(x) * steps
+print(buffer.bytes_per_rank, resident() - before)
 """
 
 
 @pytest.fixture(scope="session")
-def measuring(comm):
+def programs(comm):
     if comm.size > 1:
         pytest.skip("measured in a process of its own: once, and not under every launcher")
-    environ = {**os.environ, "REPRISE_DIST": "solo", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", MEASURE]
-    with subprocess.Popen(command, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        yield process
-        process.stdin.close()
-        assert process.wait(timeout=60) == 0
+    with Programs() as running:
+        yield running
 
 
 @pytest.fixture
-def grown(measuring, implementation):
+def grown(programs, implementation):
     """(payload bytes, bytes of resident memory that building and filling a buffer adds), in a fresh process alone."""
 
     def measure(capacity, record, steps):
-        print(implementation, capacity, record, steps, file=measuring.stdin, flush=True)
-        payload, resident = map(int, measuring.stdout.readline().split())
+        done = programs.run(MEASURE, implementation, capacity, record, steps)
+        assert done.returncode == 0, done.stderr
+        payload, resident = map(int, done.stdout.split())
         return payload, resident
 
     return measure

@@ -78,22 +78,156 @@ def test_a_change_in_place_that_comes_too_early_is_reported(make, comm, implemen
             buffer.drain()
 
 
-def test_inputs_may_be_views_with_any_strides(make, comm):
-    ids = identities(comm.rank, 0, 6)
-    columns = {name: value.repeat_interleave(2, dim=0)[::2] for name, value in encode(ids).items()}
-    columns["large"] = encode(ids)["large"].transpose(2, 3)
-    buffer = started(make(fields=MANY_FIELDS, draws=(99,)))
-    buffer.submit(y=label_of(ids).repeat(2)[:6], task=task_of(ids), **columns)
+def test_a_change_in_place_of_a_batch_in_rows_is_reported(make, comm, implementation):
+    buffer = make(draws=(4,), scope="local")
+    for step in range(3):
+        rows = buffer.rows(8)
+        rows["id"].copy_(identities(comm.rank, 8 * step, 8))
+        rows["y"].zero_()
+        batch = buffer.augment(**rows)
+    batch["id"][:8] += 1
+    if implementation == "python":
+        buffer.drain()
+    else:
+        with pytest.raises(RuntimeError, match="'id' was changed in place"):
+            buffer.drain()
+
+
+def submit_or_augment(buffer, how, **batch):
+    """The draw after this batch, with everything stored in it."""
+    if how == "submit":
+        started(buffer)
+        buffer.submit(**batch)
+    else:
+        assert buffer.augment(**batch).sizes[0] == len(batch["y"])
+    return buffer.wait()[0]
+
+
+class OfAnotherKind(torch.Tensor):
+    """What libraries hand out that give tensors metadata of their own."""
+
+
+VIEWS = {
+    "every other row": lambda x: x.repeat_interleave(2, dim=0)[::2],
+    "transposed": lambda x: x.transpose(1, -1).contiguous().transpose(1, -1) if x.ndim > 2 else x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x,
+    "with gaps": lambda x: torch.stack([x, x], dim=-1)[..., 0],
+    "backwards in the storage": lambda x: x.flip(0)[torch.arange(len(x)).flip(0)],
+    "from the middle of a storage": lambda x: torch.cat([x, x])[len(x) :],
+    "a parameter": lambda x: torch.nn.Parameter(x, requires_grad=False),
+    "another kind of tensor": lambda x: x.as_subclass(OfAnotherKind),
+    "made for inference": lambda x: torch.inference_mode()(x.clone)(),
+}
+
+
+@pytest.mark.parametrize("how", ["submit", "augment"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_inputs_may_be_views_and_tensors_of_any_kind(make, comm, view, how):
+    change, ids = VIEWS[view], identities(comm.rank, 0, 6)
+    columns = {name: change(value) for name, value in encode(ids).items()}
+    y, task = (change(value) if value.ndim < 4 else value for value in (label_of(ids), task_of(ids)))
+    draw = submit_or_augment(make(fields=MANY_FIELDS, draws=(99,)), how, y=y, task=task, **columns)
+    assert_consistent(draw)
+    assert set(ids.tolist()) <= set(draw["i64"].tolist())
+
+
+@pytest.mark.parametrize("how", ["submit", "augment"])
+def test_inputs_may_be_expanded(make, comm, how):
+    """One row for all: the rows of the batch share their memory."""
+    ids = identities(comm.rank, 3, 1)
+    columns = {name: value.expand(6, *value.shape[1:]) for name, value in encode(ids).items()}
+    y, task = label_of(ids).expand(6), task_of(ids).expand(6)
+    draw = submit_or_augment(make(fields=MANY_FIELDS, draws=(99,), scope="local"), how, y=y, task=task, **columns)
+    assert draw["i64"].tolist() == ids.tolist() * 6
+    assert_consistent(draw)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("part", ["conjugate", "imaginary"])
+@pytest.mark.parametrize("how", ["submit", "augment"])
+def test_lazy_conjugates_and_negations_are_stored_as_the_numbers_they_are(make, how, part, rows):
+    """torch only notes down that such a view is to be conjugated or negated: its memory holds something else."""
+    from reprise.buffer import Field
+
+    z = torch.complex(torch.arange(rows) + 1.0, torch.arange(rows) + 2.0)
+    value = z.conj() if part == "conjugate" else z.conj().imag
+    assert value.is_conj() if part == "conjugate" else value.is_neg()
+    buffer = make(fields={"v": Field((), value.dtype)}, draws=(99,), scope="local")
+    draw = submit_or_augment(buffer, how, v=value, y=torch.arange(rows))
+    expected = [complex(k + 1, -k - 2) for k in range(rows)]
+    got = draw["v"][draw["y"].argsort()].tolist()
+    assert got == (expected if part == "conjugate" else [number.imag for number in expected])
+
+
+@pytest.mark.parametrize("how", ["submit", "augment"])
+def test_a_batch_of_no_rows_may_have_any_strides(make, comm, how):
+    buffer = make(fields=MANY_FIELDS, draws=(99,))
+    for strides in ((1,), (7, 5, 3, 2), (0,)):
+        columns = {}
+        for name, field in MANY_FIELDS.items():
+            steps = (strides * 4)[: 1 + len(field.shape)]
+            columns[name] = torch.empty(9999, dtype=field.dtype).as_strided((0, *field.shape), steps)
+        y = torch.empty(9, dtype=torch.int64).as_strided((0,), strides[:1])
+        if how == "submit":
+            buffer.wait()
+            buffer.submit(y=y, **columns)
+        else:
+            assert len(buffer.augment(y=y, **columns)) == 0
+    assert (buffer.seen, len(buffer)) == (0, 0)
+
+
+@pytest.mark.parametrize("how", ["submit", "augment"])
+def test_inputs_may_be_dropped_at_once(make, comm, how):
+    """Nobody else holds them, and their memory would be used again at once."""
+    buffer = make(fields=MANY_FIELDS, capacity=900 * comm.size, draws=(9,))
+    churn = []
+    for step in range(15):
+        ids = identities(comm.rank, 20 * step, 20)
+        if how == "submit":
+            buffer.submit(y=label_of(ids), task=task_of(ids), **encode(ids))
+            draw = None
+        else:
+            draw = buffer.augment(y=label_of(ids), task=task_of(ids), **encode(ids))
+        churn = [torch.full_like(value, 1) for value in encode(ids).values()]
+        assert_consistent(buffer.wait()[0] if draw is None else draw)
+    assert churn
+    buffer.submit(y=ids[:0], **encode(ids[:0]))
     assert_consistent(buffer.wait()[0])
+    assert len(buffer) == 300
 
 
-def test_inputs_may_carry_gradients(make, comm):
-    buffer = started(make(fields={"z": MANY_FIELDS["f64"]}, draws=(99,)))
-    z = torch.ones(3, 1, dtype=torch.float64, requires_grad=True) * 2
-    buffer.submit(z=z, y=torch.zeros(3, dtype=torch.int64))
-    (draw,) = buffer.wait()
-    assert not draw["z"].requires_grad
+@pytest.mark.parametrize("how", ["submit", "augment"])
+def test_inputs_may_carry_gradients_which_end_at_the_buffer(make, how):
+    buffer = make(fields={"z": MANY_FIELDS["f64"]}, draws=(99,), scope="local")
+    weight = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
+    y = torch.zeros(3, dtype=torch.int64)
+    for factor in (2, 2, 2):
+        if how == "submit":
+            buffer.submit(z=weight * factor, y=y)
+            draw = buffer.wait()[0]
+        else:
+            draw = buffer.augment(z=weight * factor, y=y)
+        assert not draw["z"].requires_grad
+        assert draw["z"].grad_fn is None
     assert draw["z"].unique().tolist() == [2.0]
+
+
+def test_a_step_in_inference_mode_leaves_tensors_that_can_be_trained_on(make):
+    buffer = make(fields={"z": MANY_FIELDS["f64"]}, draws=(99,), scope="local")
+    z, y = torch.ones(3, 1, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
+    weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        rows = buffer.rows(3)
+        rows["z"].copy_(z)
+        rows["y"].copy_(y)
+        buffer.augment(**rows)
+        buffer.submit(z=z, y=y)
+    (draw,) = buffer.wait()
+    (draw["z"] * weight).sum().backward()
+    buffer.submit(z=z, y=y)
+    batch = buffer.augment(z=z, y=y, task=1)
+    (batch["z"] * weight).sum().backward()
+    assert weight.grad.item() == len(draw) + len(batch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -80,18 +80,18 @@ def test_every_sample_is_drawn_equally_often_while_the_buffer_fills(make, comm, 
 
 def test_a_draw_larger_than_what_is_stored_returns_everything_once_in_random_order(make, comm, reach):
     """anchors.md A.3-8: the reference loops for ever."""
-    buffer = started(make(draws=(1000,), seed=5))
+    buffer = started(make(draws=(1000,) * 4, seed=15))
     stored = 6
     feed(buffer, identities(comm.rank, 0, stored))
     total = stored * len(reach)
     everything = {rank * PER_RANK + i for rank in reach for i in range(stored)}
     places = torch.zeros(total, total, dtype=torch.int64)  # sample x place
-    for _ in range(400 // len(reach)):  # every rank draws: the counts add up
-        (draw,) = buffer.wait()
-        ids = draw["id"]
-        assert len(ids) == total
-        assert set(ids.tolist()) == everything
-        places[(ids // PER_RANK - reach[0]) * stored + ids % PER_RANK, torch.arange(total)] += 1
+    for _ in range(100 // len(reach)):  # every rank draws: the counts add up
+        for draw in buffer.wait():
+            ids = draw["id"]
+            assert len(ids) == total
+            assert set(ids.tolist()) == everything
+            places[(ids // PER_RANK - reach[0]) * stored + ids % PER_RANK, torch.arange(total)] += 1
         ask(buffer)
     places = comm.allreduce(places, op="sum").numpy()
     for sample in (0, total // 2, total - 1):
@@ -100,25 +100,28 @@ def test_a_draw_larger_than_what_is_stored_returns_everything_once_in_random_ord
 
 def test_the_place_of_a_sample_within_a_draw_is_random_too(make, comm, reach):
     """A strategy that uses the first k rows of a draw must get a uniform choice again."""
-    buffer = started(make(draws=(6,), seed=6))
+    buffer = started(make(draws=(6,) * 4, seed=6))
     feed(buffer, identities(comm.rank, 0, 5 if len(reach) > 1 else 20))
     total = 5 * len(reach) if len(reach) > 1 else 20
     counts = torch.zeros(6, total, dtype=torch.int64)
-    for _ in range(800 // len(reach)):
-        ids = buffer.wait()[0]["id"]
-        counts[torch.arange(len(ids)), (ids // PER_RANK - reach[0]) * 5 + ids % PER_RANK] += 1
+    for _ in range(200 // len(reach)):
+        for draw in buffer.wait():
+            ids = draw["id"]
+            counts[torch.arange(len(ids)), (ids // PER_RANK - reach[0]) * 5 + ids % PER_RANK] += 1
         ask(buffer)
     for place in comm.allreduce(counts, op="sum").numpy():
         assert equal_p(place) > REJECT
 
 
 def test_draws_of_one_step_are_independent(make, comm):
-    buffer = started(make(draws=(1, 1), seed=7, scope="local"))
+    pairs = 5
+    buffer = started(make(draws=(1, 1) * pairs, seed=7, scope="local"))
     feed(buffer, identities(comm.rank, 0, 6))
     table = torch.zeros(6, 6, dtype=torch.int64)
-    for _ in range(2500):
-        first, second = buffer.wait()
-        table[int(first["id"]) % PER_RANK, int(second["id"]) % PER_RANK] += 1
+    for _ in range(2500 // pairs):
+        drawn = [int(draw["id"]) % PER_RANK for draw in buffer.wait()]
+        for first, second in zip(drawn[::2], drawn[1::2], strict=True):
+            table[first, second] += 1
         ask(buffer)
     table = comm.allreduce(table, op="sum").numpy()
     assert independent_p(table) > REJECT
@@ -128,17 +131,18 @@ def test_draws_of_one_step_are_independent(make, comm):
 
 def test_draws_of_different_steps_and_ranks_are_independent(make, comm, global_draws):
     """rehearsal.md 6.1-12: with one seed on all ranks they all used to draw the same numbers."""
-    buffer = started(make(draws=(1,), seed=8))
+    draws = 6
+    buffer = started(make(draws=(1,) * draws, seed=8))
     feed(buffer, identities(comm.rank, 0, 6 if comm.rank == 0 else 0))
     drawn = []
-    for _ in range(1200 if comm.size == 1 else 450):
-        drawn.append(int(buffer.wait()[0]["id"]))
+    for _ in range(200 if comm.size == 1 else 75):
+        drawn.append([int(draw["id"]) for draw in buffer.wait()])
         ask(buffer)
-    everyone = comm.allgather(torch.tensor(drawn)).numpy()
+    everyone = comm.allgather(torch.tensor(drawn)).numpy()  # rank, step, draw
 
     def table(left, right):
         counts = np.zeros((6, 6), dtype=np.int64)
-        np.add.at(counts, (left, right), 1)
+        np.add.at(counts, (left.ravel(), right.ravel()), 1)
         return counts
 
     assert independent_p(sum(table(ids[:-1], ids[1:]) for ids in everyone)) > REJECT

@@ -103,3 +103,53 @@ def test_workers_hand_over_whole_raw_batches_epoch_after_epoch() -> None:
         assert [y.tolist() for _, y in got] == list(sampler)
         assert all(torch.equal(x[:, 0, 0, 0].long(), y) for x, y in got)
         assert got[0][0].dtype == torch.uint8
+
+
+class Rows:
+    """Where batches are wanted: memory of the test, which notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.memory = {"x": torch.empty(8, 2, 3, 3, dtype=torch.uint8), "y": torch.empty(8, dtype=torch.int64)}
+        self.asked: list[int] = []
+
+    def __call__(self, b: int) -> dict[str, torch.Tensor]:
+        self.asked.append(b)
+        return {name: value[-b:] for name, value in self.memory.items()}
+
+
+def test_batches_are_gathered_into_the_rows_that_are_wanted() -> None:
+    sampler, rows = TrainSampler(53, 8, rank=0, world_size=1, seed=3, task=0), Rows()
+    expected = list(sampler)
+    loader = train_loader(numbered(53), sampler, rows=rows)
+    for step, (x, y) in enumerate(loader):
+        assert rows.asked == [len(indices) for indices in expected[: step + 1]], (
+            "asked for when the batch is, not before"
+        )
+        assert x.data_ptr() == rows.memory["x"][-len(y) :].data_ptr()
+        assert y.data_ptr() == rows.memory["y"][-len(y) :].data_ptr()
+        assert y.tolist() == expected[step]
+        assert torch.equal(x[:, 1, 2, 2].long(), y)
+    assert sorted(set(rows.asked)) == [5, 8], "the last batch of the epoch is smaller"
+
+
+def test_batches_are_new_where_no_rows_are_wanted() -> None:
+    sampler, asked = sampler_of(), []
+    expected = list(sampler)
+    got = list(train_loader(numbered(50), sampler, rows=lambda b: asked.append(b)))
+    assert [y.tolist() for _, y in got] == expected
+    assert asked == [len(indices) for indices in expected]
+    assert len({x.data_ptr() for x, _ in got}) == len(got)
+
+
+def test_workers_load_ahead_and_ask_for_no_rows() -> None:
+    sampler, rows = sampler_of(), Rows()
+    got = list(train_loader(numbered(50), sampler, workers=1, rows=rows))
+    assert [y.tolist() for _, y in got] == list(sampler)
+    assert rows.asked == []
+
+
+def test_a_gpu_gets_pinned_batches_but_of_rows_that_are_wanted_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning would copy them to yet another place."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert train_loader(numbered(50), sampler_of()).pin_memory
+    assert not train_loader(numbered(50), sampler_of(), rows=Rows()).pin_memory
