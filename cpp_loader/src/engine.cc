@@ -131,10 +131,12 @@ void Engine::Enqueue(Batch batch, bool inserts) {
     const std::lock_guard lock(mutex_);
     const auto now = Clock::now();
     queue_.push_back({std::move(batch), inserts, number, sequence, slot, now});
-    // A pause, for an evaluation say, is soon forgotten.
-    period_ += (std::min<Clock::duration>(now - last_queued_, 2 * kLongStep) - period_) / 4;
+    // The shorter of two, so that a pause, for an evaluation say, is not taken for a step.
+    const auto interval = now - last_queued_;
+    period_ = std::min(interval, last_interval_);
+    last_interval_ = interval;
     last_queued_ = now;
-    // After a pause a nap may be as long as the pause has taught it to be.
+    // Steps that have become quicker find the engine in a nap as long as the slow ones had.
     asleep = asleep_ || nap_end_ > now + kLongestNap;
   } catch (...) {
     pending_.pop_back();  // a draw that nobody prepares would be waited for without end

@@ -243,9 +243,10 @@ class Engine {
   bool asleep_ = false;                     // the engine thread has to be woken
   Histogram::Clock::time_point nap_end_{};  // when it wakes by itself, while it naps
   Histogram::Clock::time_point last_queued_ = Histogram::Clock::now();
-  Histogram::Clock::duration period_{};  // usual time between two queue entries
-  std::condition_variable changed_;      // an entry was finished, or closing
-  std::deque<Step> queue_;               // the front entry stays until it is finished
+  Histogram::Clock::duration period_{};         // usual time between two queue entries
+  Histogram::Clock::duration last_interval_{};  // between the last two
+  std::condition_variable changed_;             // an entry was finished, or closing
+  std::deque<Step> queue_;                      // the front entry stays until it is finished
   std::exception_ptr failure_;
   std::exception_ptr injected_;
   bool closing_ = false;
