@@ -97,9 +97,10 @@ class NativeEngine:
         self._staging: list[Columns] = []  # per staging slot: where draws are delivered; _host without a device
         self._draws: dict[tuple[int, tuple[int, ...]], tuple[Draw, ...]] = {}
         self._map_staging()
-        # Queues a step, if the batch (fields, y, task) is right and plain: rows back to back, on the host or where draws
-        # are delivered. Looks at it in one go, says False and does nothing for any other. Keeps the tensors until the engine has copied them,
-        # raises what went wrong in the engine. The core's own method: every call in between costs the step.
+        # Queues a step, if the batch (fields, y, task) is right and plain: rows back to back, on the host or where
+        # draws are delivered. Looks at it in one go, says False and does nothing for any other. Keeps the tensors
+        # until the engine has copied them, raises what went wrong in the engine. The core's own method: every call in
+        # between costs the step.
         self.submit_as_is = self._core.submit
         # The tensors outlive the thread that reads them, also when nobody calls close() before the interpreter ends.
         self._close = weakref.finalize(self, self._core.close)
