@@ -296,9 +296,13 @@ def _buffer(
         "dist": comm,
         "storage": config.storage,
         "threads": config.threads,
+        "transport": config.transport,
+        "interface": config.interface,
     }
     if source:
         return RehearsalBuffer.restore(source / "buffer", **arguments)
+    if config.scope == "global":
+        return RehearsalBuffer(**arguments)
     return comm.agree(lambda: RehearsalBuffer(**arguments))
 
 

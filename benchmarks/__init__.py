@@ -1,1 +1,1 @@
-"""Benchmarks of the rehearsal buffer; benchmarks/buffer.py is the command. Not part of the wheel."""
+"""Benchmarks: buffer.py of one rank, global_sampling.py of several, scale_model.py of many. Not part of the wheel."""

@@ -69,7 +69,7 @@ def run(chosen: argparse.Namespace, out: Console) -> dict[str, Any]:
     present = [peer for peer in chosen.peers if peers.installed(peer)]
     results: dict[str, Any] = {
         "command": shlex.join(sys.argv),
-        "environment": _environment(),
+        "environment": environment(),
         "settings": {**asdict(settings), "limits": chosen.limits},
         "not_installed": {peer: peers.PEERS[peer] for peer in chosen.peers if peer not in present},
     }
@@ -137,7 +137,7 @@ def _memory(name: str, workload: Workload, settings: Settings, once: bool) -> di
     }
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     names = ("torchrl", "tensordict", "avalanche-lib")
     versions = {name: metadata.version(name) for name in names if any(metadata.distributions(name=name))}
     cpu_info, pages = Path("/proc/cpuinfo"), Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -36,11 +36,13 @@ def per_byte_speedup(mine: dict[str, Any], other: dict[str, Any]) -> float:
     return float(min(steps, steps * mine["bytes_per_step"] / other["bytes_per_step"]))
 
 
-def _at_most(line: int, text: str, measured: float, limit: float, unit: str = "x", digits: int = 2) -> Check:
+def at_most(line: int, text: str, measured: float, limit: float, unit: str = "x", digits: int = 2) -> Check:
+    """A check that a measured value is no more than its limit."""
     return Check(line, text, f"{measured:.{digits}f} {unit}", f"<= {limit:g} {unit}", measured <= limit)
 
 
-def _at_least(line: int, text: str, measured: float, limit: float) -> Check:
+def at_least(line: int, text: str, measured: float, limit: float) -> Check:
+    """A check that a measured ratio is no less than its limit."""
     return Check(line, text, f"{measured:.2f} x", f">= {limit:g} x", measured >= limit)
 
 
@@ -56,7 +58,7 @@ def _speed(results: dict[str, Any]) -> Iterator[Check]:
         for name, mine in _engines(results.get("unhidden", {}).get(workload, {})):
             ratios = mine["ratio_to"]
             if "memcpy" in ratios:
-                yield _at_most(2, f"{workload}: {name}, of memcpy", ratios["memcpy"]["median"], limit)
+                yield at_most(2, f"{workload}: {name}, of memcpy", ratios["memcpy"]["median"], limit)
             if "streaming" in ratios:
                 measured = ratios["streaming"]["median"]
                 text = f"{workload}: {name}, of streaming (excellent)"
@@ -66,9 +68,9 @@ def _speed(results: dict[str, Any]) -> Iterator[Check]:
 def _hiding(results: dict[str, Any]) -> Iterator[Check]:
     for workload, contestants in results.get("hidden", {}).items():
         for name, mine in _engines(contestants):
-            yield _at_most(3, f"{workload}: {name}, blocked p50", mine["p50_us"], 30, "µs", 1)
-            yield _at_most(3, f"{workload}: {name}, blocked p95", mine["p95_us"], 150, "µs", 1)
-            yield _at_most(3, f"{workload}: {name}, loop of a bare one", mine["loop_ratio"], 1.01, "x", 4)
+            yield at_most(3, f"{workload}: {name}, blocked p50", mine["p50_us"], 30, "µs", 1)
+            yield at_most(3, f"{workload}: {name}, blocked p95", mine["p95_us"], 150, "µs", 1)
+            yield at_most(3, f"{workload}: {name}, loop of a bare one", mine["loop_ratio"], 1.01, "x", 4)
 
 
 def _peers(results: dict[str, Any]) -> Iterator[Check]:
@@ -84,14 +86,14 @@ def _peers(results: dict[str, Any]) -> Iterator[Check]:
         for name, mine in _engines(contestants):
             text = f"{workload}: {name}, faster than {peer}"
             if peer in contestants:
-                yield _at_least(4, text, per_byte_speedup(mine, contestants[peer]), limit)
+                yield at_least(4, text, per_byte_speedup(mine, contestants[peer]), limit)
             else:
                 yield Check(4, text, "not measured", f">= {limit:g} x", None)
     for workload, contestants in results.get("hidden", {}).items():
         for name, mine in _engines(contestants):
             text = f"{workload}: {name}, blocked, of torchrl's"
             if "torchrl" in contestants:
-                yield _at_most(4, text, mine["p50_us"] / contestants["torchrl"]["p50_us"], 0.1, digits=3)
+                yield at_most(4, text, mine["p50_us"] / contestants["torchrl"]["p50_us"], 0.1, digits=3)
             else:
                 yield Check(4, text, "not measured", "<= 0.1 x", None)
 
@@ -107,7 +109,7 @@ def _capacity(results: dict[str, Any]) -> Iterator[Check]:
         growth = last["p50_us"] / first["p50_us"]
         own = {limit: last["limit_p50_us"][limit] / first["limit_p50_us"][limit] for limit in last["limit_p50_us"]}
         text = ", ".join([f"{name}: growth {growth:.2f} x", *(f"{limit} {own[limit]:.2f} x" for limit in own)])
-        yield _at_most(5, text, growth / min(own.values()), 1.3)
+        yield at_most(5, text, growth / min(own.values()), 1.3)
 
 
 def _memory(results: dict[str, Any]) -> Iterator[Check]:
@@ -115,12 +117,12 @@ def _memory(results: dict[str, Any]) -> Iterator[Check]:
         for name, mine in _engines(contestants):
             full, untouched, idle = mine["resident"], mine["untouched"], mine["idle"]
             allowed = 0.03 * full["payload_bytes"] / _MIB + 16
-            yield _at_most(
+            yield at_most(
                 6, f"{workload}: {name}, overhead", full["overhead_bytes"] / _MIB, round(allowed, 1), "MiB", 1
             )
             if untouched:
                 megabytes = untouched["payload_bytes"] / _MIB
                 text = f"{name}, {megabytes:.0f} MiB untouched"
-                yield _at_most(6, text, untouched["grown_bytes"] / _MIB, 16, "MiB", 1)
+                yield at_most(6, text, untouched["grown_bytes"] / _MIB, 16, "MiB", 1)
             if idle:
-                yield _at_most(6, f"{name}, idle, of a core", 100 * idle["core_share"], 1, "%", 3)
+                yield at_most(6, f"{name}, idle, of a core", 100 * idle["core_share"], 1, "%", 3)

@@ -25,11 +25,13 @@ _BUILD = _SOURCE.parent.parent / "build" / "bench"
 _COMMAND = ("cc", "-O3", "-march=native", "-std=c11", "-Wall", "-Wextra", "-shared", "-fPIC")
 _HUGE_PAGE = 2 << 20
 # How limit.c inserts and draws. A staging area is read at once, so it is not streamed: measured slower.
-_MEMCPY, _STREAM, _STORES = range(3)
-_WAYS = {"memcpy": (_MEMCPY, _MEMCPY), "streaming": (_STREAM, _MEMCPY), "stores": (_STORES, _STORES)}
+MEMCPY, _STREAM, _STORES = range(3)
+_WAYS = {"memcpy": (MEMCPY, MEMCPY), "streaming": (_STREAM, MEMCPY), "stores": (_STORES, _STORES)}
 
 
-class _Column(ctypes.Structure):
+class Column(ctypes.Structure):
+    """struct Column of limit.c: bytes of a record, and addresses."""
+
     _fields_ = (
         ("record", ctypes.c_size_t),
         ("slab", ctypes.c_void_p),
@@ -56,21 +58,27 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def call(ways: tuple[int, int], columns: "ctypes.Array[Column]", copies: Copies) -> tuple[int, int]:
+    """The copies of one step: nanoseconds of inserting and of drawing, taken inside the C call."""
+    ns = (ctypes.c_uint64 * 2)()
+    way, other = ctypes.c_int(ways[0]), ctypes.c_int(ways[1])
+    library().LimitStep(way, other, ctypes.c_size_t(len(columns)), columns, *_arguments(copies), ns)
+    return ns[0], ns[1]
+
+
 class Limit(Contestant):
     """The copies of a trace and nothing else. Times are taken inside the one C call of a step."""
 
     def __init__(self, name: str, workload: Workload) -> None:
         super().__init__(name, workload)
-        self._step = library().LimitStep
-        self._ways = tuple(ctypes.c_int(way) for way in _WAYS[name])
-        self._ns = (ctypes.c_uint64 * 2)()
+        self._ways = _WAYS[name]
         self._trace: Trace | None = None
         widths = {**{name: field.nbytes for name, field in workload.fields}, "y": 8, "task": 8}
         huge = name == "streaming"
         num_drawn = sum(workload.draws)
         self._slabs = {name: _allocate(workload.capacity * width, huge) for name, width in widths.items()}
         self._staging = {name: _allocate(num_drawn * width, huge) for name, width in widths.items()}
-        self._columns = (_Column * len(widths))()
+        self._columns = (Column * len(widths))()
         for column, (name, width) in zip(self._columns, widths.items(), strict=True):
             column.record = width
             column.slab = self._slabs[name].ctypes.data
@@ -93,8 +101,7 @@ class Limit(Contestant):
         for column, source in zip(self._columns, sources, strict=True):
             column.batch = source.data_ptr()
         copies = self._trace.copies[batch.index]
-        self._step(*self._ways, ctypes.c_size_t(len(self._columns)), self._columns, *_arguments(copies), self._ns)
-        return self._ns[0], self._ns[1]
+        return call(self._ways, self._columns, copies)
 
     def bytes_per_step(self, trace: Trace, index: int) -> int:
         return sum(trace.bytes_at(index))

@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
-from time import perf_counter_ns
-from typing import Any
+from time import perf_counter_ns, thread_time_ns
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from reprise.benchmarks.contestants import Bare, Contestant
 from reprise.benchmarks.workloads import Trace, Workload, trace
+
+T = TypeVar("T")
 
 _KEPT_FRESH = 0.4
 """Contestants start afresh after offering this share of the capacity: a full buffer stores ever fewer candidates."""
@@ -63,16 +65,16 @@ class Series:
     @property
     def repeats(self) -> list[float]:
         """Median step in µs, per repeat."""
-        return [_us(np.add(a, b), 50) for a, b in zip(self.submit_ns, self.wait_ns, strict=True)]
+        return [percentile_us(np.add(a, b), 50) for a, b in zip(self.submit_ns, self.wait_ns, strict=True)]
 
     def summary(self) -> dict[str, Any]:
         submit, wait = np.concatenate(self.submit_ns), np.concatenate(self.wait_ns)
         return {
             "steps": len(submit),
-            "p50_us": _us(submit + wait, 50),
-            "p95_us": _us(submit + wait, 95),
-            "submit_p50_us": _us(submit, 50),
-            "wait_p50_us": _us(wait, 50),
+            "p50_us": percentile_us(submit + wait, 50),
+            "p95_us": percentile_us(submit + wait, 95),
+            "submit_p50_us": percentile_us(submit, 50),
+            "wait_p50_us": percentile_us(wait, 50),
         }
 
 
@@ -116,7 +118,7 @@ def hidden(workload: Workload, contestants: Sequence[Contestant], settings: Sett
 
     A second bare loop takes part as "none": how far its ratio is from 1 says what this machine can resolve today.
     """
-    compute = _matmul_loop(settings.compute_ms)
+    compute = matmul_loop(settings.compute_ms)
     bare = Bare("bare", workload)
     contestants = [Bare("none", workload), *contestants]
     everyone = [bare, *contestants]
@@ -178,7 +180,7 @@ def _blocks(
                 with _pinned() if pinned else nullcontext():
                     for block in range(min(fresh_blocks, num_blocks - first)):
                         start = stream.fill_steps + block * settings.stride
-                        for contestant in _turns(contestants, block + repeat):
+                        for contestant in turns(contestants, block + repeat):
                             run(contestant, stream, start)
                 yield
     finally:
@@ -186,7 +188,7 @@ def _blocks(
             contestant.close()
 
 
-def _turns(contestants: Sequence[Contestant], turn: int) -> list[Contestant]:
+def turns(contestants: Sequence[T], turn: int) -> list[T]:
     """Another order in every round, so that nobody always comes after the same neighbour."""
     shift = turn % max(len(contestants), 1)
     return [*contestants[shift:], *contestants[:shift]]
@@ -203,7 +205,7 @@ def _pinned() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _matmul_loop(milliseconds: float) -> Callable[[], None]:
+def matmul_loop(milliseconds: float) -> Callable[[], None]:
     """A function that multiplies matrices for about so long."""
     a, b = torch.randn(256, 256), torch.randn(256, 256)
     out = torch.empty(256, 256)
@@ -219,10 +221,11 @@ def _matmul_loop(milliseconds: float) -> Callable[[], None]:
 
 
 def _timed_loop(body: Callable[[], None], count: int) -> int:
-    start = perf_counter_ns()
+    # CPU time of this thread: on a core that others want too, the same amount of work is found.
+    start = thread_time_ns()
     for _ in range(count):
         body()
-    return perf_counter_ns() - start
+    return thread_time_ns() - start
 
 
 def _ratio(mine: Series, other: Series) -> dict[str, float]:
@@ -230,5 +233,6 @@ def _ratio(mine: Series, other: Series) -> dict[str, float]:
     return {"median": median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def _us(ns: Any, percentile: float) -> float:
+def percentile_us(ns: Any, percentile: float) -> float:
+    """Of nanoseconds."""
     return float(np.percentile(np.asarray(ns, dtype=np.float64), percentile)) / 1000

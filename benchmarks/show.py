@@ -25,12 +25,12 @@ def show_results(results: dict[str, Any], out: Console) -> None:
         _show_unhidden(f"{workload}: submit + wait back to back", contestants, limits, out)
     for workload, contestants in results.get("hidden", {}).items():
         rows = [
-            (_label(name, mine), _us(mine["p50_us"]), _us(mine["p95_us"]), f"{mine['loop_ratio']:.4f}")
+            (_label(name, mine), us(mine["p50_us"]), us(mine["p95_us"]), f"{mine['loop_ratio']:.4f}")
             for name, mine in contestants.items()
         ]
         compute = results["settings"]["compute_ms"]
         title = f"{workload}: {compute:g} ms of matmul per step, on one core"
-        _table(title, ("", "blocked p50 µs", "p95 µs", "loop / bare loop"), rows, out)
+        table(title, ("", "blocked p50 µs", "p95 µs", "loop / bare loop"), rows, out)
     if "capacity" in results:
         _show_capacity(results["capacity"], limits, out)
     if "rows" in results:
@@ -47,7 +47,7 @@ def show_checks(checks: Sequence[Check], out: Console) -> None:
         out.print("Nothing was measured that must hold.")
         return
     rows = [(str(check.line), check.text, check.measured, check.limit, _VERDICTS[check.passed]) for check in checks]
-    _table("What must hold", ("line", "", "measured", "limit", ""), rows, out, left=2)
+    table("What must hold", ("line", "", "measured", "limit", ""), rows, out, left=2)
 
 
 def _show_unhidden(title: str, contestants: dict[str, Any], limits: Sequence[str], out: Console) -> None:
@@ -59,24 +59,24 @@ def _show_unhidden(title: str, contestants: dict[str, Any], limits: Sequence[str
         rows.append(
             (
                 _label(name, mine),
-                _us(mine["p50_us"]),
-                _us(mine["p95_us"]),
+                us(mine["p50_us"]),
+                us(mine["p95_us"]),
                 *_parts(mine),
                 f"{mine['bytes_per_step'] / 1e6:.2f}",
                 *(f"{ratio['median']:.2f}" if ratio else "-" for ratio in ratios),
                 f"{per_byte_speedup(standard, mine):.2f} x faster" if standard else "-",
             )
         )
-    _table(title, header, rows, out)
+    table(title, header, rows, out)
 
 
 def _parts(mine: dict[str, Any]) -> tuple[str, str]:
     """Insert and draw: of ours what its timings() say, of others the two calls."""
     if mine["separates"]:
-        return _us(mine["submit_p50_us"]), _us(mine["wait_p50_us"])
+        return us(mine["submit_p50_us"]), us(mine["wait_p50_us"])
     parts = mine["parts_mean_us"]
     draw = [parts[name] for name in ("plan", "fetch", "gather") if name in parts]
-    return _us(parts["insert"]) if "insert" in parts else "-", _us(sum(draw)) if draw else "-"
+    return us(parts["insert"]) if "insert" in parts else "-", us(sum(draw)) if draw else "-"
 
 
 def _show_capacity(sizes: dict[str, Any], limits: Sequence[str], out: Console) -> None:
@@ -84,10 +84,10 @@ def _show_capacity(sizes: dict[str, Any], limits: Sequence[str], out: Console) -
     rows = []
     for size, contestants in sizes.items():
         for name, mine in contestants.items():
-            times = (_us(mine["limit_p50_us"][limit]) for limit in limits)
+            times = (us(mine["limit_p50_us"][limit]) for limit in limits)
             ratios = (f"{mine['ratio_to'][limit]['median']:.2f}" for limit in limits)
-            rows.append((f"{int(size):,}", _label(name, mine), _us(mine["p50_us"]), *times, *ratios))
-    _table("capacity", header, rows, out, left=2)
+            rows.append((f"{int(size):,}", _label(name, mine), us(mine["p50_us"]), *times, *ratios))
+    table("capacity", header, rows, out, left=2)
 
 
 def _show_memory(workloads: dict[str, Any], out: Console) -> None:
@@ -106,16 +106,17 @@ def _show_memory(workloads: dict[str, Any], out: Console) -> None:
                 )
             )
     header = ("workload", "", "payload MiB", "overhead MiB", "untouched capacity MiB", "idle, of a core")
-    _table("memory", header, rows, out, left=2)
+    table("memory", header, rows, out, left=2)
 
 
-def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], out: Console, left: int = 1) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], out: Console, left: int = 1) -> None:
+    """Print a table; its first `left` columns are words."""
+    built = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index < left else "right", no_wrap=index >= left)
+        built.add_column(name, justify="left" if index < left else "right", no_wrap=index >= left)
     for row in rows:
-        table.add_row(*row)
-    out.print(table)
+        built.add_row(*row)
+    out.print(built)
 
 
 def _label(name: str, mine: dict[str, Any]) -> str:
@@ -123,5 +124,6 @@ def _label(name: str, mine: dict[str, Any]) -> str:
     return name if runs in (name, name.partition("+")[0]) else f"{name} ({runs})"
 
 
-def _us(value: float) -> str:
+def us(value: float) -> str:
+    """Microseconds as they are printed."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"

@@ -7,6 +7,8 @@ them alive. Decides nothing: see cpp_loader/src/engine.h for what happens on the
 import logging
 import os
 import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from reprise import cpp_loader
 from reprise.buffer.schema import Columns, Draw, Field, Prepared, Spec, draws_of
+from reprise.buffer.shard import policy_arrays
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
 
@@ -22,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT_COLUMNS = ("y", "task")
 _CPU = torch.device("cpu")
+Address = tuple[int, int, int, int, int, bytes]
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
@@ -46,23 +50,56 @@ def _orphan_all() -> None:
 os.register_at_fork(after_in_child=_orphan_all)
 
 
-def why_not(spec: Spec) -> str:
-    """Why the engine cannot run a buffer like this here; empty when it can."""
-    if not cpp_loader.available():
-        return f"the C++ module does not load ({cpp_loader.why_not()})"
-    if spec.exchanges:
-        return "it does not draw from other ranks yet (scope 'local' does without)"
-    return ""
+def why_not() -> str:
+    """Why the engine cannot run here; empty when it can."""
+    return "" if cpp_loader.available() else f"the C++ module does not load ({cpp_loader.why_not()})"
+
+
+def why_no_network() -> str:
+    """Why the engine cannot read samples of ranks on other nodes; empty when it can."""
+    return cpp_loader.why_no_network()
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How draws get at samples (decided in reach.py). The same on every rank but for `mapped`.
+
+    transport: "none" (this rank's own only), "shm", "ucx", "shm+ucx" or "collectives". why_python: why the C++ engine
+    cannot do it; empty when it can. names: of all ranks, for messages. mapped: ranks that read each other through
+    shared memory with this one, itself included; the others are reached through UCX. interface: what UCX is limited to
+    when nobody chooses; empty: nothing. key: a secret that all ranks share.
+    """
+
+    transport: str
+    why_python: str = ""
+    names: tuple[str, ...] = ()
+    mapped: frozenset[int] = frozenset()
+    interface: str = ""
+    key: int = 0
 
 
 class NativeEngine:
-    """One rank's engine. One caller at a time, except for close(). Draws come from this rank's share only."""
+    """One rank's engine. One caller at a time, except for close().
 
-    transport = "none"
+    With draws from all ranks it has to be told of them before anything else: `connect` with every rank's `address`.
+    """
 
-    def __init__(self, spec: Spec, comm: Communicator, *, device: torch.device, threads: int, storage: str) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        comm: Communicator,
+        *,
+        reach: Reach,
+        interface: str,
+        deterministic: bool,
+        device: torch.device,
+        threads: int,
+        storage: str,
+    ) -> None:
         """device: where draws are wanted. The engine delivers them on a CUDA device itself, else in host memory."""
         self.spec = spec
+        self.transport = reach.transport
+        self._reach = reach
         self.device = device if device.type == "cuda" and torch.version.cuda else _CPU
         self._comm = comm
         here = self.device  # and not self, which the core would then keep alive for ever
@@ -82,6 +119,11 @@ class NativeEngine:
                 storage=storage,
                 cuda_device=-1 if self.device == _CPU else self.device.index,
                 current_stream=lambda: torch.cuda.current_stream(here).cuda_stream,
+                exchanges=spec.exchanges,
+                deterministic=deterministic,
+                limit_s=comm.limit_s if spec.exchanges else 0,
+                network=(cpp_loader.ucx_library(), interface, "", reach.key) if "ucx" in reach.transport else None,
+                report=_report_lost,
             )
         except RuntimeError as error:
             raise UserError(
@@ -105,6 +147,28 @@ class NativeEngine:
         # The tensors outlive the thread that reads them, also when nobody calls close() before the interpreter ends.
         self._close = weakref.finalize(self, self._core.close)
         _engines.add(self)
+
+    @property
+    def address(self) -> Address:
+        """What the other ranks must know to read this one's samples."""
+        return self._core.address()
+
+    def connect(self, addresses: Sequence[Address]) -> None:
+        """The addresses of all ranks, by rank. Maps and connects nothing before it is needed."""
+        everyone = zip(self._reach.names, addresses, strict=True)
+        self._core.connect([(n, rank in self._reach.mapped, *a) for rank, (n, a) in enumerate(everyone)])
+
+    def why_apart(self) -> str:
+        """Why the next rank on another node cannot be reached from here; empty when it can, or there is none.
+
+        All ranks asking for their next one find out whether the interface that UCX uses leads to the others.
+        """
+        ranks = [(self.spec.rank + step) % self.spec.world_size for step in range(1, self.spec.world_size)]
+        remote = next((rank for rank in ranks if rank not in self._reach.mapped), None)
+        if remote is None:
+            return ""
+        reason = self._core.why_silent(remote)
+        return reason and f"{self._reach.names[self.spec.rank]} does not reach {self._reach.names[remote]}: {reason}"
 
     # ---- a step
 
@@ -165,9 +229,9 @@ class NativeEngine:
 
     @property
     def global_stored(self) -> int:
-        """Samples on all ranks. With several ranks a collective, as the engine knows its own share only."""
-        if self.spec.world_size == 1:
-            return self._core.stored()
+        """Samples on all ranks. With several ranks and scope local a collective, as each knows its own share only."""
+        if self.spec.exchanges or self.spec.world_size == 1:
+            return sum(stored for stored, _ in self._core.fills())
         return int(self._comm.allgather(torch.tensor([self._core.stored()]), name="rehearsal.stored").sum())
 
     def class_counts(self) -> dict[int, int]:
@@ -187,8 +251,7 @@ class NativeEngine:
         for index, column in enumerate(columns.values()):
             self._core.read_column(index, column.data_ptr())
         policy = self._core.policy_state()
-        fill = torch.zeros((self.spec.world_size, 2), dtype=torch.int64)
-        fill[self.spec.rank] = torch.tensor([stored, self._core.mass()])
+        fill = torch.tensor(self._core.fills(), dtype=torch.int64)
         return {
             "step": self._core.step(),
             "started": self._core.started(),
@@ -205,7 +268,7 @@ class NativeEngine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._load(state["shard"], int(state["step"]), bool(state["started"]))
+        self._load(state["shard"], int(state["step"]), bool(state["started"]), state["fill"].tolist())
         for entry in state["prepared"]:
             slot = self._core.adopt_draw(entry["sizes"])
             for name, rows in self._draw_rows(slot, entry["sizes"]).items():
@@ -215,8 +278,12 @@ class NativeEngine:
 
     def continue_from(self, shard_state: dict[str, Any], step: int) -> None:
         """Go on from resharded contents: a draw of the step before is made up, as none can be carried over."""
-        self._load(shard_state, step, True)
+        self._load(shard_state, step, started=True, fills=[])
         self._core.submit_draw()
+
+    def describe_peers(self) -> list[str]:
+        """A line for each rank that is reached through the network, and how much has gone there. Not after close()."""
+        return self._core.describe_peers().splitlines()
 
     def close(self) -> None:
         self._close()
@@ -233,8 +300,8 @@ class NativeEngine:
 
     # ---- inside
 
-    def _load(self, shard: dict[str, Any], step: int, started: bool) -> None:
-        policy = {name: v.numpy() if isinstance(v, Tensor) else int(v) for name, v in shard["policy"].items()}
+    def _load(self, shard: dict[str, Any], step: int, started: bool, fills: list[tuple[int, int]]) -> None:
+        policy = policy_arrays(shard)
         columns = []
         for name, field in self._columns().items():
             if name not in shard["columns"]:
@@ -248,7 +315,7 @@ class NativeEngine:
             columns.append(column.contiguous())
         addresses = [column.data_ptr() for column in columns]
         try:
-            self._core.load(policy, step, int(shard["submitted"]), started, addresses)
+            self._core.load(policy, step, int(shard["submitted"]), started, fills, addresses)
         except ValueError as error:
             raise UserError(f"the saved rehearsal buffer does not fit this one: {error}") from error
 
@@ -292,6 +359,10 @@ class NativeEngine:
         """The host's rows of a slot's draws."""
         front = self._front if self.device == _CPU else 0
         return {name: column[front : front + sum(sizes)] for name, column in self._host[slot].items()}
+
+
+def _report_lost(line: str) -> None:
+    logger.error("rehearsal: %s; its samples are left out from now on", line)
 
 
 def _plain(value: Tensor, copy: bool) -> Tensor:

@@ -17,14 +17,14 @@ import psutil
 import torch
 from torch import Tensor
 
-from reprise.buffer import native_engine, snapshot
+from reprise.buffer import reach, snapshot
 from reprise.buffer.batches import CopiedBatches
-from reprise.buffer.native_engine import NativeEngine
+from reprise.buffer.native_engine import Address, NativeEngine, Reach
 from reprise.buffer.python_engine import PythonEngine
 from reprise.buffer.schema import Draw, Field, Prepared, Spec, draws_of
 from reprise.runtime import dist as runtime_dist
 from reprise.runtime.dist import Communicator
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import SharedUserError, UserError
 from reprise.runtime.files import disk_errors
 from reprise.runtime.registry import nearest
 
@@ -45,11 +45,15 @@ class RehearsalBuffer:
     depend on seed, world size and batches alone. device: where draws are delivered. dist: a Communicator, default the
     current one. storage: "memory", or "file:/path" for capacities beyond it: samples lie in a file without a name in
     the folder /path, or where the file /path.<rank> would be. threads: how many the engine may copy with, on this rank.
-    ("python" has neither: its samples lie in memory, and it works when it is called.)
+    ("python" has neither: its samples lie in memory, and it works when it is called.) transport: how samples of other
+    ranks are read, "auto" | "shm" | "ucx" | "collectives"; "auto" takes shared memory within a node and UCX between
+    nodes, and collectives, with implementation "python", where those do not reach everybody. interface: network
+    interfaces that UCX may use, like "eth0" or "mlx5_0:1"; "" leaves it to UCX_NET_DEVICES, else to UCX.
 
     Raises UserError (a ValueError) for bad arguments and when the memory or disk asked for exceed what the node has.
-    Not thread-safe: one thread per buffer. With more than one rank and scope "global", every rank must call `submit`,
-    `augment` and `save` equally often: they may exchange data. A batch of 0 rows is allowed.
+    Not thread-safe: one thread per buffer. With more than one rank and scope "global" making a buffer is a collective,
+    and every rank must call `submit`, `augment` and `save` equally often: they may exchange data. A batch of 0 rows is
+    allowed.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class RehearsalBuffer:
         *,
         storage: str = "memory",
         threads: int = 1,
+        transport: str = "auto",
+        interface: str = "",
     ) -> None:
         self._comm = dist if dist is not None else runtime_dist.current()
         self.device = _device(device)
@@ -79,24 +85,17 @@ class RehearsalBuffer:
         folder = _storage_path(storage, self._comm)
         if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
             raise UserError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
-        self.implementation = _choose(implementation, self.spec, self._comm)
-        if self.implementation == "python" and folder:
-            raise UserError(
-                f"storage '{storage}' needs the C++ engine, but the buffer runs 'python'; use storage 'memory'"
-            )
-        self._check_room(folder)
-        self._engine: NativeEngine | PythonEngine
+        _check_implementation(implementation)
+        reach.check(transport, implementation)
+        self._reach = reach.decide(self.spec, self._comm, implementation, transport)
+        self.implementation = "python" if self._reach.why_python else implementation
+        self._say_why_python(implementation)
         self._native: NativeEngine | None = None
-        if self.implementation == "python":
-            try:
-                self._engine = PythonEngine(self.spec, self._comm)
-            except RuntimeError as error:  # what torch raises when memory is refused
-                reason = str(error).splitlines()[0]
-                raise UserError(f"no room for the rehearsal buffer: {reason}; lower capacity") from error
+        self._engine: NativeEngine | PythonEngine
+        if not self.spec.exchanges:
+            self._build(folder, threads, interface)
         else:
-            self._engine = self._native = NativeEngine(
-                self.spec, self._comm, device=self.device, threads=threads, storage=folder
-            )
+            self._build_together(folder, threads, interface)
         native_here = self._native if self._native is not None and self._native.device == self.device else None
         # "standard" gathers representatives to where they belong in the batch; the others' are copied there.
         self._in_place = native_here if self.implementation == "standard" else None
@@ -273,6 +272,8 @@ class RehearsalBuffer:
                 buffer._engine.load_state_dict(state)
             else:
                 buffer._engine.continue_from(state, step)
+            if buffer.spec.exchanges:
+                buffer._comm.barrier(name="rehearsal.restored")  # before anybody draws from what another has not read
         except BaseException:
             buffer.close()
             raise
@@ -283,6 +284,9 @@ class RehearsalBuffer:
 
         May be called from another thread, to wake a blocked wait(). Draws and batches handed out stay readable.
         """
+        if not self._closed and self._native is not None and logger.isEnabledFor(logging.DEBUG):
+            for line in self._native.describe_peers():
+                logger.debug("rehearsal buffer: %s", line)
         self._closed = True
         self._engine.close()
 
@@ -295,6 +299,68 @@ class RehearsalBuffer:
         self.close()
 
     # ---- inside
+
+    def _build(self, folder: str, threads: int, interface: str) -> Address | None:
+        """Make the engine; returns where other ranks find it, if they look for it."""
+        if self.implementation == "python":
+            self._engine = self._python_engine(folder)
+            return None
+        self._check_room(folder)
+        self._engine = self._native = NativeEngine(
+            self.spec,
+            self._comm,
+            reach=self._reach,
+            interface=interface or os.environ.get("UCX_NET_DEVICES", "") or self._reach.interface,
+            deterministic=self.deterministic,
+            device=self.device,
+            threads=threads,
+            storage=folder,
+        )
+        return self._native.address if self.spec.exchanges else None
+
+    def _build_together(self, folder: str, threads: int, interface: str) -> None:
+        """Make every rank's engine and tell them of each other; what one rank is refused is raised on all."""
+        try:
+            addresses = self._comm.collect(lambda: self._build(folder, threads, interface), name="rehearsal.addresses")
+        except BaseException:
+            if self._native is not None:
+                self._native.close()
+            raise
+        if self._native is not None:
+            self._native.connect([address for address in addresses if address is not None])
+        if "ucx" in self.transport:
+            self._check_network(folder, interface or os.environ.get("UCX_NET_DEVICES", ""))
+        if self._comm.rank == 0:
+            logger.info("rehearsal buffer: %d ranks read each other's samples by %s", self._comm.size, self.transport)
+
+    def _python_engine(self, folder: str) -> PythonEngine:
+        if folder:
+            raise UserError(f"storage 'file:{folder}' needs the C++ engine, but the buffer runs 'python'; use 'memory'")
+        self._check_room(folder)
+        try:
+            return PythonEngine(self.spec, self._comm)
+        except RuntimeError as error:  # what torch raises when memory is refused
+            reason = str(error).splitlines()[0]
+            raise UserError(f"no room for the rehearsal buffer: {reason}; lower capacity") from error
+
+    def _check_network(self, folder: str, interface: str) -> None:
+        """Make sure that ranks on other nodes answer, else go through collectives. interface: what the user chose."""
+        native = self._native
+        assert native is not None
+        reason = next(filter(None, self._comm.collect(native.why_apart, name="rehearsal.greetings")), "")
+        if not reason:
+            return
+        native.close()
+        if interface:
+            raise SharedUserError(f"interface '{interface}' does not connect all ranks: {reason}; choose another")
+        asked = self.implementation
+        self.implementation, self._native, self._reach = "python", None, Reach("collectives", reason)
+        self._engine = self._comm.agree(lambda: self._python_engine(folder), name="rehearsal.python")
+        self._say_why_python(asked)
+
+    def _say_why_python(self, asked: str) -> None:
+        if self._reach.why_python and self._comm.rank == 0:
+            _warn_once(f"buffer implementation '{asked}' runs as 'python': {self._reach.why_python}")
 
     def _open(self) -> None:
         if self._closed:
@@ -363,17 +429,10 @@ def _storage_path(storage: str, comm: Communicator) -> str:
     return path if os.path.isdir(path) else f"{path}.{comm.rank}"
 
 
-def _choose(implementation: str, spec: Spec, comm: Communicator) -> str:
-    """The implementation that runs; says so on rank 0 when it is not the one asked for."""
+def _check_implementation(implementation: str) -> None:
     if implementation not in IMPLEMENTATIONS:
         hint = nearest(str(implementation), IMPLEMENTATIONS)
         raise UserError(f"unknown implementation '{implementation}'{hint or ';'} choose: {', '.join(IMPLEMENTATIONS)}")
-    reason = "" if implementation == "python" else native_engine.why_not(spec)
-    if not reason:
-        return implementation
-    if comm.rank == 0:
-        _warn_once(f"buffer implementation '{implementation}' runs as 'python': {reason}")
-    return "python"
 
 
 @functools.cache

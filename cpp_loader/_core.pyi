@@ -9,6 +9,9 @@ from torch import Tensor
 def version() -> str:
     """One line: interface version, C++ standard and compiler of this build."""
 
+def why_no_network(library: str) -> str:
+    """Why ranks on other nodes cannot be read with this library of UCX; empty when they can."""
+
 class Memory:
     """A writable buffer of bytes that keeps itself alive."""
 
@@ -34,13 +37,32 @@ class Engine:
         storage: str,
         cuda_device: int,
         current_stream: Callable[[], int],
+        exchanges: bool,
+        deterministic: bool,
+        limit_s: float,
+        network: tuple[str, str, str, int] | None,
+        report: Callable[[str], None],
     ) -> None:
         """prototypes, labels: tensors (0, *shape) of the fields and labels that will be submitted.
 
         cuda_device: where batches may lie and draws are delivered, -1 for the host; current_stream: the driver's handle
-        of the stream that torch works on there, asked where torch does not say it to C.
+        of the stream that torch works on there, asked where torch does not say it to C. exchanges: draw from all ranks;
+        connect() comes first. limit_s: how long a deterministic step waits for another rank, and a request for its
+        answer. network: UCX's library, interfaces and transports (empty: its choice), and the secret of the job; None:
+        all ranks are on this node. report: gets a line for
+        each rank that is lost, from within wait(), drain() or fills().
         """
 
+    def address(self) -> tuple[int, int, int, int, int, bytes]:
+        """What other ranks need to read this one: process, descriptor, bytes, token, share; network address."""
+
+    def connect(self, addresses: Sequence[tuple[str, bool, int, int, int, int, int, bytes]], /) -> None:
+        """By rank: a name for messages, whether its memory can be mapped here, its address."""
+
+    def why_silent(self, rank: int) -> str:
+        """Why a rank that is reached through the network does not answer; empty when it does."""
+
+    def describe_peers(self) -> str: ...
     def submit(self, fields: dict[str, Tensor], labels: Tensor, task: int | Tensor | None, /) -> bool:
         """Queue a step and keep the tensors until it is done; False, and nothing done, if they are not plain."""
 
@@ -60,6 +82,9 @@ class Engine:
     def submitted(self) -> int: ...
     def step(self) -> int: ...
     def mass(self) -> int: ...
+    def fills(self) -> list[tuple[int, int]]:
+        """(samples stored, seen samples they stand for) of every rank; 0 for those that draws do not reach."""
+
     def started(self) -> bool: ...
     def labels(self) -> npt.NDArray[np.int64]: ...
     def policy_state(self) -> dict[str, int | npt.NDArray[np.int64]]: ...
@@ -70,6 +95,7 @@ class Engine:
         step: int,
         submitted: int,
         started: bool,
+        fills: Sequence[tuple[int, int]],
         columns: Sequence[int],
     ) -> None: ...
     def adopt_draw(self, sizes: Sequence[int]) -> int: ...

@@ -10,13 +10,16 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "engine.h"
 #include "intake.h"
+#include "network.h"
 #include "version.h"
 
 namespace py = pybind11;
@@ -26,6 +29,7 @@ namespace {
 using reprise::Engine;
 
 using Address = uintptr_t;
+using Network = std::tuple<std::string, std::string, std::string, uint64_t>;  // library, devices, transports, key
 
 const std::byte* Bytes(Address address) { return reinterpret_cast<const std::byte*>(address); }
 
@@ -80,8 +84,9 @@ py::tuple ToTuple(const reprise::Delivery& delivery) {
 class BoundEngine {
  public:
   BoundEngine(reprise::EngineOptions options, const py::dict& prototypes, const py::object& labels,
-              const py::object& current_stream)
-      : intake_(prototypes.ptr(), labels.ptr(), options.cuda_device, current_stream.ptr()),
+              const py::object& current_stream, py::object report)
+      : report_(std::move(report)),
+        intake_(prototypes.ptr(), labels.ptr(), options.cuda_device, current_stream.ptr()),
         engine_(new Engine(std::move(options))) {}
   ~BoundEngine() {
     if (!closed_) Close();
@@ -117,6 +122,7 @@ class BoundEngine {
       delivery = engine_->Wait(stream);
     }
     Release();
+    ReportLost();
     return ToTuple(delivery);
   }
 
@@ -126,6 +132,7 @@ class BoundEngine {
       engine_->Drain();
     }
     Release();
+    ReportLost();
   }
 
   void SubmitDraw() {
@@ -135,9 +142,41 @@ class BoundEngine {
   }
 
   void Load(const py::dict& policy, uint64_t step, uint64_t submitted, bool started,
-            const std::vector<Address>& columns) {
+            const std::vector<std::pair<uint64_t, uint64_t>>& fills, const std::vector<Address>& columns) {
     Drain();  // steps are numbered anew: nothing may be kept under an old number
-    engine_->Load(FromDict(policy), step, submitted, started, AllBytes(columns));
+    const reprise::PolicyState state = FromDict(policy);
+    std::vector<reprise::Fill> all;
+    for (const auto& [stored, mass] : fills) all.push_back({stored, mass});
+    const py::gil_scoped_release release;
+    engine_->Load(state, step, submitted, started, all, AllBytes(columns));
+  }
+
+  py::tuple OwnAddress() const {
+    const reprise::PeerAddress address = engine_->address();
+    return py::make_tuple(address.process, address.descriptor, address.bytes, address.token, address.share,
+                          py::bytes(address.network));
+  }
+
+  void Connect(const py::list& addresses) {
+    std::vector<reprise::PeerAddress> all;
+    for (const py::handle& entry : addresses) {
+      const auto [name, mapped, process, descriptor, bytes, token, share, network] =
+          py::cast<std::tuple<std::string, bool, int64_t, int, uint64_t, uint64_t, uint32_t, py::bytes>>(entry);
+      all.push_back({name, network, mapped, process, descriptor, bytes, token, share});
+    }
+    engine_->Connect(std::move(all));
+  }
+
+  py::list Fills() {
+    std::vector<reprise::Fill> fills;
+    {
+      const py::gil_scoped_release release;
+      fills = engine_->fills();
+    }
+    ReportLost();
+    py::list result;
+    for (const auto& [stored, mass] : fills) result.append(py::make_tuple(stored, mass));
+    return result;
   }
 
   void SetDeviceRows(uint32_t slot, std::vector<Address> columns) {
@@ -174,6 +213,11 @@ class BoundEngine {
     result[py::str(name)] = std::move(entry);
   }
 
+  void ReportLost() {
+    if (!engine_->any_lost()) return;
+    for (const std::string& line : engine_->TakeLost()) report_(line);
+  }
+
   // Let go of batches that have been copied. Throws for one that was changed before that.
   void Release() {
     const uint64_t done = engine_->done();
@@ -190,6 +234,7 @@ class BoundEngine {
     }
   }
 
+  py::object report_;
   reprise::Intake intake_;
   std::deque<std::pair<uint64_t, reprise::KeptBatch>> kept_;  // by step
   reprise::Histogram submit_time_;
@@ -212,6 +257,9 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The C++ engine of Reprise.";
   module.def("version", &reprise::Version, "One line: interface version, C++ standard and compiler of this build.");
 
+  module.def("why_no_network", &reprise::WhyNoNetwork, py::arg("library"),
+             "Why ranks on other nodes cannot be read with this library of UCX; empty when they can.");
+
   py::class_<Memory>(module, "Memory", py::buffer_protocol()).def_buffer([](const Memory& memory) {
     return py::buffer_info(reinterpret_cast<uint8_t*>(memory.slab->data()),
                            static_cast<py::ssize_t>(memory.slab->size()));
@@ -221,7 +269,8 @@ PYBIND11_MODULE(_core, module) {
       .def(py::init([](const py::dict& prototypes, const py::object& labels, std::vector<uint64_t> field_bytes,
                        uint32_t share, std::string policy, std::vector<uint32_t> draws, uint32_t candidates,
                        uint64_t seed, uint32_t rank, uint32_t world_size, unsigned threads, std::string storage,
-                       int cuda_device, const py::object& current_stream) {
+                       int cuda_device, const py::object& current_stream, bool exchanges, bool deterministic,
+                       double limit_s, const std::optional<Network>& network, py::object report) {
              reprise::EngineOptions options{std::move(field_bytes),
                                             share,
                                             std::move(policy),
@@ -233,12 +282,29 @@ PYBIND11_MODULE(_core, module) {
                                             threads,
                                             std::move(storage)};
              options.cuda_device = cuda_device;
-             return std::make_unique<BoundEngine>(std::move(options), prototypes, labels, current_stream);
+             options.exchanges = exchanges;
+             options.deterministic = deterministic;
+             options.limit_s = limit_s;
+             if (network) {
+               options.network.emplace();
+               std::tie(options.network->library, options.network->devices, options.network->transports,
+                        options.network->key) = *network;
+             }
+             return std::make_unique<BoundEngine>(std::move(options), prototypes, labels, current_stream,
+                                                  std::move(report));
            }),
            py::kw_only(), py::arg("prototypes"), py::arg("labels"), py::arg("field_bytes"), py::arg("share"),
            py::arg("policy"), py::arg("draws"), py::arg("candidates"), py::arg("seed"), py::arg("rank"),
            py::arg("world_size"), py::arg("threads"), py::arg("storage"), py::arg("cuda_device"),
-           py::arg("current_stream"))
+           py::arg("current_stream"), py::arg("exchanges"), py::arg("deterministic"), py::arg("limit_s"),
+           py::arg("network"), py::arg("report"))
+      .def(
+          "why_silent", [](BoundEngine& self, uint32_t rank) { return self.engine().WhySilent(rank); }, Release())
+      .def(
+          "describe_peers", [](BoundEngine& self) { return self.engine().DescribePeers(); }, Release())
+      .def("address", &BoundEngine::OwnAddress)
+      .def("connect", &BoundEngine::Connect)
+      .def("fills", &BoundEngine::Fills)
       .def("submit", &BoundEngine::Submit)
       .def("wait", &BoundEngine::Wait)
       .def("drain", &BoundEngine::Drain)

@@ -1,6 +1,6 @@
 """What every step of the set-up needs: one-line errors, the lock, stamps, commands whose output goes to the log.
 
-Knows nothing of what is installed; that is setup_steps, setup_horovod and setup_googletest, the only callers.
+Knows nothing of what is installed; that is for the other setup_*.py to know, the only callers.
 """
 
 import contextlib

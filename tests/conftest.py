@@ -1,10 +1,15 @@
 """For all tests: which folder a test lies in is its marker (`pytest -m parallel`), and the usual environment."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 FOLDERS = ("unit", "contract", "parallel", "integration")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="every combination and all repetitions; takes hours")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,3 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = Path(item.path).relative_to(Path(__file__).parent).parts[0]
         if folder in FOLDERS:
             item.add_marker(folder)
+
+
+@pytest.fixture
+def repeats(request: pytest.FixtureRequest) -> Callable[[int], int]:
+    """How often to do what --whole does so many times."""
+    return lambda times: times if request.config.getoption("--whole") else 1

@@ -80,6 +80,15 @@ class BufferConfig(Section):
         default=False, description="contents and draws depend on the seed alone, never on timing"
     )
     threads: Count = Field(default=1, description="threads that the engine may copy with, per rank")
+    transport: Literal["auto", "shm", "ucx", "collectives"] = Field(
+        default="auto",
+        description="how samples of other ranks are read; auto: shared memory on a node, UCX between nodes, else "
+        "collectives",
+    )
+    interface: str = Field(
+        default="",
+        description="network interfaces for samples of other nodes, like eth0; empty: UCX_NET_DEVICES, else all",
+    )
 
     @field_validator("storage")
     @classmethod

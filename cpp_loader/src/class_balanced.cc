@@ -16,11 +16,6 @@ constexpr std::size_t kSmallList = 64;  // lists of members up to this capacity 
 // The lists of all classes together should stay close to the number of slots, which rules out doubling.
 std::size_t RoomFor(std::size_t size) { return size + size / 4 + 4; }
 
-void Append(std::vector<uint32_t>& members, uint32_t slot) {
-  if (members.size() == members.capacity()) members.reserve(RoomFor(members.size()));
-  members.push_back(slot);
-}
-
 }  // namespace
 
 ClassBalanced::ClassBalanced(uint32_t share) : share_(share) { class_of_slot_.reserve(share); }
@@ -31,12 +26,13 @@ void ClassBalanced::Insert(std::span<const int64_t> labels, uint64_t batch_size,
   writes.clear();
   const std::size_t count = labels.size();
   const std::size_t filled = std::min<std::size_t>(share_ - stored(), count);
+  changed_.clear();
   const bool wants_room = CountCandidates(labels, filled);
 
   slot_of_row_.assign(count, kNoSlot);
   for (std::size_t row = 0; row < filled; ++row) {
     slot_of_row_[row] = stored();
-    Append(classes_[class_of_row_[row]].members, stored());
+    AddMember(class_of_row_[row], stored());
     class_of_slot_.push_back(class_of_row_[row]);
   }
   if (wants_room) ShiftSizes(filled, step, words);
@@ -48,6 +44,7 @@ void ClassBalanced::Insert(std::span<const int64_t> labels, uint64_t batch_size,
     offering.demand = 0;
     if (!offering.members.empty()) mass_ += offering.seen;
   }
+  changed_.insert(changed_.end(), offering_.begin(), offering_.end());
   bool replaced = false;
   for (std::size_t row = 0; row < count; ++row) {
     if (slot_of_row_[row] == kNoSlot) continue;
@@ -55,6 +52,13 @@ void ClassBalanced::Insert(std::span<const int64_t> labels, uint64_t batch_size,
     replaced |= row >= filled;
   }
   if (replaced) last_writes_.Keep(writes);
+}
+
+void ClassBalanced::AddMember(uint32_t number, uint32_t slot) {
+  Class& growing = classes_[number];
+  if (growing.members.empty()) growing.stratum = num_strata_++;
+  if (growing.members.size() == growing.members.capacity()) growing.members.reserve(RoomFor(growing.members.size()));
+  growing.members.push_back(slot);
 }
 
 bool ClassBalanced::CountCandidates(std::span<const int64_t> labels, std::size_t filled) {
@@ -103,6 +107,7 @@ void ClassBalanced::ShiftSizes(std::size_t filled, uint64_t step, const RandomWo
     Class& shrinking = classes_[groups_[first]];
     const std::size_t evictions = shrinking.members.size() - targets_[groups_[first]];
     Evict(shrinking, std::span(positions_).subspan(first, evictions));
+    changed_.push_back(groups_[first]);
     first += evictions;
   }
 
@@ -112,7 +117,7 @@ void ClassBalanced::ShiftSizes(std::size_t filled, uint64_t step, const RandomWo
     if (classes_[number].growth == 0) continue;
     --classes_[number].growth;
     const uint32_t slot = freed_[next++];
-    Append(classes_[number].members, slot);
+    AddMember(number, slot);
     class_of_slot_[slot] = number;
     slot_of_row_[row] = slot;
   }
@@ -167,8 +172,8 @@ void ClassBalanced::Evict(Class& shrinking, std::span<uint64_t> positions) {
     }
   }
   members.resize(size);
-  // Gives memory back to the classes that grow instead. Far enough from the size at which Append() asks for more that
-  // a class that goes up and down does not move its list each time.
+  // Gives memory back to the classes that grow instead. Far enough from the size at which AddMember() asks for more
+  // that a class that goes up and down does not move its list each time.
   if (members.capacity() > kSmallList && size < members.capacity() * 5 / 8) {
     std::vector<uint32_t> smaller;
     smaller.reserve(RoomFor(size));
@@ -191,6 +196,14 @@ void ClassBalanced::Replace(std::size_t filled, uint64_t step, const RandomWords
 double ClassBalanced::InverseInclusion(uint32_t slot) const {
   const Class& stratum = classes_[class_of_slot_[slot]];
   return static_cast<double>(stratum.seen) / static_cast<double>(stratum.members.size());
+}
+
+void ClassBalanced::ChangedStrata(std::vector<StratumValue>& values) const {
+  values.clear();
+  for (const uint32_t number : changed_) {
+    const Class& one = classes_[number];
+    if (!one.members.empty()) values.push_back({one.stratum, InverseInclusion(one.members.front())});
+  }
 }
 
 PolicyState ClassBalanced::State() const {
@@ -247,7 +260,10 @@ void ClassBalanced::Load(const PolicyState& state) {
       one.members.push_back(static_cast<uint32_t>(slot));
       loaded.class_of_slot_[slot] = static_cast<uint32_t>(number);
     }
-    if (!one.members.empty()) loaded.mass_ += one.seen;
+    if (one.members.empty()) continue;
+    one.stratum = loaded.num_strata_++;
+    loaded.mass_ += one.seen;
+    loaded.changed_.push_back(static_cast<uint32_t>(number));
   }
   if (member != members.end()) {
     throw std::invalid_argument("policy state: 'sizes' add up to " + std::to_string(member - members.begin()) +

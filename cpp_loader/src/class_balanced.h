@@ -22,6 +22,8 @@ class ClassBalanced final : public Policy {
   void Insert(std::span<const int64_t> labels, uint64_t batch_size, uint64_t step, const RandomWords& words,
               std::vector<Write>& writes) override;
   double InverseInclusion(uint32_t slot) const override;
+  uint32_t Stratum(uint32_t slot) const override { return classes_[class_of_slot_[slot]].stratum; }
+  void ChangedStrata(std::vector<StratumValue>& values) const override;
   uint64_t Mass() const override { return mass_; }
   uint32_t stored() const override { return static_cast<uint32_t>(class_of_slot_.size()); }
 
@@ -35,6 +37,7 @@ class ClassBalanced final : public Policy {
     int64_t label = 0;
     uint64_t seen = 0;              // candidates offered so far
     std::vector<uint32_t> members;  // its slots; the position in this list is what random words choose
+    uint32_t stratum = 0;           // its number among the classes that have members, which no class ever loses all of
     // Of the batch in hand, 0 in between: its candidates; those that want more room; those that got it and wait for
     // their slots.
     uint32_t offered = 0, demand = 0, growth = 0;
@@ -59,6 +62,7 @@ class ClassBalanced final : public Policy {
     std::size_t used_ = 0;
   };
 
+  void AddMember(uint32_t number, uint32_t slot);
   // Looks up the classes of a batch and opens the new ones. Whether a class that is stored whole wants more room.
   bool CountCandidates(std::span<const int64_t> labels, std::size_t filled);
   // Steps 2 to 4 of the definition: the sizes of all classes shift.
@@ -74,6 +78,8 @@ class ClassBalanced final : public Policy {
   uint64_t mass_ = 0;
   std::vector<Class> classes_;
   LabelIndex index_;
+  uint32_t num_strata_ = 0;
+  std::vector<uint32_t> changed_;        // classes whose value the last batch may have changed; some twice
   std::vector<uint32_t> class_of_slot_;  // as long as slots are filled; its capacity is the share from the start
 
   // Scratch of the batch in hand. Per candidate: its class, its number among the candidates of that class

@@ -6,6 +6,7 @@
 #include <map>
 #include <numeric>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -347,6 +348,61 @@ TEST(ClassBalanced, AStateThatCannotBeIsRefusedAndChangesNothing) {
   }
   policy.Load(MakeState(0, {}, {}, {}, {}));
   EXPECT_EQ(policy.stored(), 0u);
+}
+
+TEST(ClassBalanced, AStratumIsAClassThatHasASlotAndHoldsItsRatio) {
+  Shelf shelf(4);
+  shelf.Offer({5, 5, 5, 9});
+  EXPECT_EQ(shelf.policy.Stratum(0), shelf.policy.Stratum(2));
+  EXPECT_NE(shelf.policy.Stratum(0), shelf.policy.Stratum(3));
+  std::vector<StratumValue> values;
+  shelf.policy.ChangedStrata(values);
+  EXPECT_EQ(values.size(), 2u);
+  // More classes than slots: those that find none have no stratum, and the others keep theirs.
+  std::map<int64_t, uint32_t> stratum_of_class;
+  for (int64_t label = 20; label < 60; ++label) {
+    shelf.Offer({label, label});
+    for (uint32_t slot = 0; slot < 4; ++slot) {
+      const int64_t of_slot = shelf.stream[static_cast<std::size_t>(shelf.held[slot])];
+      const auto [known, is_new] = stratum_of_class.emplace(of_slot, shelf.policy.Stratum(slot));
+      ASSERT_EQ(known->second, shelf.policy.Stratum(slot)) << "class " << of_slot;
+      ASSERT_LT(known->second, 4u);
+    }
+  }
+  std::set<uint32_t> strata;
+  for (const auto& [label, stratum] : stratum_of_class) strata.insert(stratum);
+  EXPECT_EQ(strata.size(), stratum_of_class.size()) << "two classes share a stratum";
+}
+
+TEST(ClassBalanced, AClassThatLosesSlotsToOthersHasAnotherValue) {
+  Shelf shelf(12);
+  shelf.Offer(List(12, 1));
+  std::vector<StratumValue> values;
+  shelf.policy.ChangedStrata(values);
+  ASSERT_EQ(values.size(), 1u);
+  EXPECT_EQ(values[0].inverse_inclusion, 1.0);
+  const uint32_t of_first = values[0].stratum;
+  shelf.Offer({2, 2, 2, 2});
+  ASSERT_EQ(shelf.Sizes().at(1), 8u);
+  shelf.policy.ChangedStrata(values);
+  std::map<uint32_t, double> table;
+  for (const auto& [stratum, value] : values) table[stratum] = value;
+  ASSERT_EQ(table.size(), 2u);
+  EXPECT_EQ(table.at(of_first), 12.0 / 8);
+  table.erase(of_first);
+  EXPECT_EQ(table.begin()->second, 1.0);
+}
+
+// A state that was put together from several ranks' knows classes of which nothing is stored here.
+TEST(ClassBalanced, ClassesThatGetTheirFirstSlotAfterALoadGetStrataOfTheirOwn) {
+  ClassBalanced policy(3);
+  policy.Load(MakeState(1, {3, 4, 5, 6, 7}, {10, 7, 5, 2, 9}, {0, 0, 1, 0, 0}, {0}));
+  EXPECT_LT(policy.Stratum(0), 3u);
+  std::vector<Write> writes;
+  policy.Insert(List{3, 7}, 2, 1, RandomWords(1, 0), writes);
+  std::set<uint32_t> strata;
+  for (uint32_t slot = 0; slot < 3; ++slot) strata.insert(policy.Stratum(slot));
+  EXPECT_EQ(strata, (std::set<uint32_t>{0, 1, 2}));
 }
 
 TEST(ClassBalanced, AClassOfWhichNothingIsStoredIsNotPartOfTheMass) {

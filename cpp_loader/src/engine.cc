@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <random>
 #include <stdexcept>
 
 #if defined(__x86_64__)
@@ -39,6 +40,11 @@ void Relax() {
 #endif
 }
 
+uint64_t Token() {
+  std::random_device source;
+  return uint64_t{source()} << 32 | source();
+}
+
 EngineOptions Checked(EngineOptions options) {
   if (options.field_bytes.empty()) throw std::invalid_argument("an engine needs at least one field");
   if (options.rank >= options.world_size) {
@@ -50,14 +56,26 @@ EngineOptions Checked(EngineOptions options) {
 }
 
 Slab SlabFor(const EngineOptions& options, const Layout& layout) {
-  uint64_t bytes;
-  if (__builtin_mul_overflow(uint64_t{options.share}, layout.stride(), &bytes)) {
-    throw std::runtime_error("memory of the rehearsal buffer: " + std::to_string(options.share) + " samples of " +
-                             std::to_string(layout.stride()) + " bytes refused");
-  }
-  Slab slab = options.storage.empty() ? Slab::Anonymous(bytes) : Slab::File(options.storage, bytes);
+  const uint64_t bytes = Shard::Bytes(layout, options.share);
+  Slab slab = !options.storage.empty() ? Slab::File(options.storage, bytes)
+              : options.exchanges      ? Slab::Shared(bytes)
+                                       : Slab::Anonymous(bytes);
   slab.HideFromChildren();
   return slab;
+}
+
+std::unique_ptr<Peers> PeersFor(const EngineOptions& options, const Layout& layout, const Shard& shard) {
+  if (!options.exchanges) return nullptr;
+  const std::chrono::nanoseconds limit(static_cast<int64_t>(options.limit_s * 1e9));
+  std::unique_ptr<Network> network;
+  if (options.network) {
+    NetworkOptions with = *options.network;
+    with.rank = options.rank;
+    with.world_size = options.world_size;
+    with.limit = limit;
+    network = std::make_unique<Network>(std::move(with), layout, shard);
+  }
+  return std::make_unique<Peers>(options.rank, layout, shard, options.deterministic, limit, std::move(network));
 }
 
 }  // namespace
@@ -72,10 +90,13 @@ Engine::Engine(EngineOptions options)
                 : std::make_unique<Cuda>(options_.cuda_device, kHostCopy + 1, options_.cuda_library)),
       draw_rows_(std::accumulate(options_.draws.begin(), options_.draws.end(), uint64_t{0})),
       slab_(SlabFor(options_, layout_)),
+      shard_(slab_, layout_, options_.share),
       policy_(MakePolicy(options_.policy, options_.share)),
-      planner_(options_.draws),
-      fill_(options_.world_size, 0),
-      team_(options_.threads - 1) {
+      planner_(options_.draws, options_.world_size),
+      team_(options_.threads - 1),
+      peers_(PeersFor(options_, layout_, shard_)),
+      fetcher_(options_.rank, layout_, slab_, shard_, peers_.get(), team_) {
+  shard_.counters().SetToken(Token());
   for (uint32_t slot = 0; slot < kSlots; ++slot) {
     staging_[slot] = std::make_unique<Staging>(layout_, 0, draw_rows_, options_.rank);
     sizes_[slot].assign(options_.draws.size(), 0);
@@ -94,6 +115,24 @@ Engine::Engine(EngineOptions options)
 }
 
 Engine::~Engine() { Close(); }
+
+PeerAddress Engine::address() const {
+  PeerAddress own;
+  own.process = process_;
+  own.descriptor = slab_.descriptor();
+  own.bytes = slab_.size();
+  own.token = shard_.counters().token();
+  own.share = options_.share;
+  if (options_.network) own.network = peers_->network().address();
+  return own;
+}
+
+std::string Engine::WhySilent(uint32_t rank) {
+  const auto hold = HoldContents();
+  return peers_->WhySilent(rank);
+}
+
+std::string Engine::DescribePeers() const { return peers_ ? peers_->Describe() : ""; }
 
 // ---- the caller's side
 
@@ -301,6 +340,7 @@ void Engine::RunNext() {
   } catch (...) {
     error = std::current_exception();
   }
+  if (error && peers_) peers_->Leave(Counters::kBroken);
   {
     const std::lock_guard lock(mutex_);
     if (error) {
@@ -332,6 +372,7 @@ void Engine::Insert(const Step& step) {
     cuda_->RecordOwn(kHostCopy);
     cuda_->WaitFor(kHostCopy);
   }
+  if (peers_) peers_->AwaitReaders();
   // The rows that are offered: all, or a uniform choice in their order.
   const bool chooses = options_.candidates && options_.candidates < batch.rows;
   if (chooses) {
@@ -345,18 +386,15 @@ void Engine::Insert(const Step& step) {
   policy_->Insert(labels, batch.rows, step.number, words_, writes_);
   submitted_ += batch.rows;
 
-  // Odd before any byte changes, even when all have: see RecordHeader.
-  for (const Write& write : writes_) {
-    std::atomic_ref<uint64_t>(Header(write.slot).version).fetch_add(1, std::memory_order_acq_rel);
-  }
+  shard_.BeginWrite(writes_);
+  policy_->ChangedStrata(strata_);
+  shard_.SetStrata(strata_);
   bool from_device = false;
-#if !defined(__SANITIZE_THREAD__)  // which knows no fences
-  std::atomic_thread_fence(std::memory_order_release);
-#endif
   pieces_.clear();
   for (const Write& write : writes_) {
     const uint64_t row = chooses ? picked_[write.row] : write.row;
-    RecordHeader& header = Header(write.slot);
+    RecordHeader& header = shard_.record(write.slot);
+    header.stratum = policy_->Stratum(write.slot);
     header.label = all_labels[row];
     header.task = all_tasks ? all_tasks[row] : batch.task;
     auto* const record = reinterpret_cast<std::byte*>(&header);
@@ -375,49 +413,34 @@ void Engine::Insert(const Step& step) {
   if (from_device) cuda_->RecordOwn(kHostCopy);
   team_.Run(pieces_, Store::kStream);
   if (from_device) cuda_->WaitFor(kHostCopy);
-  for (const Write& write : writes_) {
-    std::atomic_ref<uint64_t>(Header(write.slot).version).fetch_add(1, std::memory_order_release);
-  }
+  shard_.EndWrite(writes_);
+  if (peers_) peers_->Inserted(step.number, {policy_->stored(), policy_->Mass()});
   insert_time_.Add(Clock::now() - start);
 }
 
 void Engine::Deliver(const Step& step) {
-  const auto start = Clock::now();
-  fill_[options_.rank] = policy_->stored();
-  planner_.Make(fill_, step.number, words_, plan_);
-  const auto planned = Clock::now();
-  plan_time_.Add(planned - start);
-
   if (cuda_) cuda_->WaitFor(ReadyEvent(step.slot));  // the slot's last draw may still be on its way to the device
-  const Staging& staging = *staging_[step.slot];
-  const uint64_t front = staging.front();
-  for (const uint32_t slot : plan_.slots) {
-    slab_.WillRead(reinterpret_cast<const std::byte*>(&Header(slot)), layout_.stride());
+  for (bool complete = false; !complete;) {
+    const auto start = Clock::now();
+    Refresh();
+    planner_.Make(step.number, words_, plan_);
+    const auto planned = Clock::now();
+    complete = fetcher_.Fetch(plan_, peers_ ? peers_->total() : Fill{policy_->stored(), policy_->Mass()},
+                              *staging_[step.slot]);
+    plan_time_.Add(planned - start);
+    fetch_time_.Add(Clock::now() - planned);
   }
-  pieces_.clear();
-  for (size_t field = 0; field < layout_.num_fields(); ++field) {
-    const uint64_t bytes = layout_.field_bytes(field);
-    std::byte* target = staging.field(field) + front * bytes;
-    for (const uint32_t slot : plan_.slots) {
-      const auto* const record = reinterpret_cast<const std::byte*>(&Header(slot));
-      AddPieces(pieces_, target, record + layout_.field_offset(field), bytes);
-      target += bytes;
-    }
-  }
-  team_.Run(pieces_, Store::kCached);
-  // Relative to the mean over everything stored, hence 1 for a uniform history.
-  const double scale =
-      static_cast<double>(policy_->stored()) / static_cast<double>(std::max<uint64_t>(policy_->Mass(), 1));
-  for (size_t i = 0; i < plan_.slots.size(); ++i) {
-    const RecordHeader& header = Header(plan_.slots[i]);
-    staging.labels()[front + i] = header.label;
-    staging.tasks()[front + i] = header.task;
-    staging.ranks()[front + i] = plan_.ranks[i];
-    staging.weights()[front + i] = static_cast<float>(policy_->InverseInclusion(plan_.slots[i]) * scale);
-  }
+  if (peers_) peers_->Fetched();
   sizes_[step.slot].assign(plan_.sizes.begin(), plan_.sizes.end());
   if (cuda_) CopyToDevice(step.slot);
-  fetch_time_.Add(Clock::now() - planned);
+}
+
+void Engine::Refresh() {
+  if (peers_) {
+    peers_->Refresh(planner_);
+  } else {
+    planner_.SetFill(options_.rank, policy_->stored());
+  }
 }
 
 void Engine::CopyToDevice(uint32_t slot) {
@@ -429,10 +452,6 @@ void Engine::CopyToDevice(uint32_t slot) {
     cuda_->ToDevice(targets[column], staging.columns()[column] + staging.front() * bytes, rows * bytes);
   }
   cuda_->RecordOwn(ReadyEvent(slot));
-}
-
-RecordHeader& Engine::Header(uint32_t slot) const {
-  return *reinterpret_cast<RecordHeader*>(slab_.data() + slot * layout_.stride());
 }
 
 // ---- contents
@@ -464,6 +483,17 @@ uint64_t Engine::mass() {
   return policy_->Mass();
 }
 
+std::vector<Fill> Engine::fills() {
+  const auto hold = HoldContents();
+  if (peers_) {
+    if (!peers_->deterministic()) Refresh();
+    return peers_->fills();
+  }
+  std::vector<Fill> fills(options_.world_size);
+  fills[options_.rank] = {policy_->stored(), policy_->Mass()};
+  return fills;
+}
+
 PolicyState Engine::policy_state() {
   Drain();
   return policy_->State();
@@ -472,7 +502,7 @@ PolicyState Engine::policy_state() {
 std::vector<int64_t> Engine::labels() {
   const auto hold = HoldContents();
   std::vector<int64_t> labels(policy_->stored());
-  for (uint32_t slot = 0; slot < labels.size(); ++slot) labels[slot] = Header(slot).label;
+  for (uint32_t slot = 0; slot < labels.size(); ++slot) labels[slot] = shard_.record(slot).label;
   return labels;
 }
 
@@ -483,22 +513,28 @@ void Engine::ReadColumn(size_t column, std::byte* target) {
                           : column == layout_.num_fields() ? offsetof(RecordHeader, label)
                                                            : offsetof(RecordHeader, task);
   for (uint32_t slot = 0; slot < policy_->stored(); ++slot, target += bytes) {
-    std::memcpy(target, reinterpret_cast<const std::byte*>(&Header(slot)) + offset, bytes);
+    std::memcpy(target, reinterpret_cast<const std::byte*>(&shard_.record(slot)) + offset, bytes);
   }
 }
 
 void Engine::Load(const PolicyState& policy, uint64_t step, uint64_t submitted, bool started,
-                  const std::vector<const std::byte*>& columns) {
+                  const std::vector<Fill>& fills, const std::vector<const std::byte*>& columns) {
   if (columns.size() != layout_.num_fields() + 2) throw std::invalid_argument("wrong number of columns to load");
   const auto hold = HoldContents();
   auto loaded = MakePolicy(options_.policy, options_.share);
   loaded->Load(policy);
+  if (peers_) peers_->AwaitReaders();
   policy_ = std::move(loaded);
   const auto* const labels = reinterpret_cast<const int64_t*>(columns[layout_.num_fields()]);
   const auto* const tasks = reinterpret_cast<const int64_t*>(columns[layout_.num_fields() + 1]);
+  writes_.clear();
+  for (uint32_t slot = 0; slot < policy_->stored(); ++slot) writes_.push_back({slot, slot});
+  shard_.BeginWrite(writes_);
+  policy_->ChangedStrata(strata_);
+  shard_.SetStrata(strata_);
   for (uint32_t slot = 0; slot < policy_->stored(); ++slot) {
-    RecordHeader& header = Header(slot);
-    std::atomic_ref<uint64_t>(header.version).fetch_add(1, std::memory_order_acq_rel);
+    RecordHeader& header = shard_.record(slot);
+    header.stratum = policy_->Stratum(slot);
     header.label = labels[slot];
     header.task = tasks[slot];
     for (size_t field = 0; field < layout_.num_fields(); ++field) {
@@ -506,8 +542,9 @@ void Engine::Load(const PolicyState& policy, uint64_t step, uint64_t submitted, 
       std::memcpy(reinterpret_cast<std::byte*>(&header) + layout_.field_offset(field), columns[field] + slot * bytes,
                   bytes);
     }
-    std::atomic_ref<uint64_t>(header.version).fetch_add(1, std::memory_order_release);
   }
+  shard_.EndWrite(writes_);
+  if (peers_) peers_->Loaded(step, {policy_->stored(), policy_->Mass()}, fills);
   submitted_ = submitted;
   steps_submitted_ = step;
   done_.store(step, std::memory_order_release);
@@ -556,6 +593,7 @@ void Engine::Close() noexcept {
     closing_ = true;
     broken_.store(true, std::memory_order_release);
   }
+  if (peers_ && slab_.data()) peers_->Stop();
   work_.notify_all();
   changed_.notify_all();
   if (thread_.joinable()) thread_.join();
@@ -569,6 +607,12 @@ void Engine::Close() noexcept {
       // The device is gone, at the end of a process for one: nothing is under way any more.
     }
   }
+  if (peers_ && slab_.data()) {
+    peers_->Linger();
+    peers_->Leave(Counters::kClosed);
+    peers_->Release();
+  }
+  shard_ = Shard();
   slab_ = Slab();
 }
 

@@ -44,11 +44,14 @@
 
 #include "copy.h"
 #include "cuda.h"
+#include "fetch.h"
 #include "histogram.h"
 #include "layout.h"
+#include "peers.h"
 #include "plan.h"
 #include "policy.h"
 #include "random_words.h"
+#include "shard.h"
 #include "slab.h"
 #include "staging.h"
 
@@ -67,6 +70,11 @@ struct EngineOptions {
   std::string storage;   // folder or name of a file that holds the samples; empty: memory
   int cuda_device = -1;  // where draws are delivered and batches may lie; -1: host memory only
   std::string cuda_library = "libcuda.so.1";
+  bool exchanges = false;      // draw from all ranks: Connect comes before the first step
+  bool deterministic = false;  // draws see every rank's inserts up to their own step, and nothing later
+  double limit_s = 300;        // how long a deterministic step waits for another rank, and a request for its answer
+  // Where ranks on other nodes are to be read; rank, world size and limit are filled in.
+  std::optional<NetworkOptions> network = std::nullopt;
 };
 
 // A batch as it is handed over: rows back to back in each field.
@@ -100,6 +108,18 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
   ~Engine();
+
+  // With options.exchanges, before anything else: what to tell the others (all but the name), and what they have told.
+  PeerAddress address() const;
+  void Connect(std::vector<PeerAddress> addresses) { peers_->Connect(std::move(addresses)); }
+  // After Connect: why a rank that is reached through the network does not answer; empty when it does.
+  std::string WhySilent(uint32_t rank);
+  // Lines about ranks that were lost since the last call. Any thread.
+  bool any_lost() const { return peers_ && peers_->any_lost(); }
+  std::vector<std::string> TakeLost() { return peers_->TakeLost(); }
+  // How remote ranks are reached, and what has gone over the network, for the log. Not together with
+  // Close.
+  std::string DescribePeers() const;
 
   // Queue a step: insert the batch, then prepare draws. Returns its number, from 1. Of several draws not yet waited for
   // the latest two are kept. Blocks only when the engine is kMaxQueued steps behind.
@@ -136,6 +156,8 @@ class Engine {
   uint64_t submitted();  // rows of all batches, offered or not
   uint64_t step();
   uint64_t mass();
+  // Of every rank, in deterministic mode as of the last step; of those that draws do not reach, nothing.
+  std::vector<Fill> fills();
   PolicyState policy_state();
   // (label, task) of all stored samples, slot by slot.
   std::vector<int64_t> labels();
@@ -143,9 +165,9 @@ class Engine {
   void ReadColumn(size_t column, std::byte* target);
 
   // Replace all contents: counters, then stored() rows per column (fields, labels, tasks). started: whether the first
-  // Wait has been. No draw is pending afterwards. Throws std::invalid_argument for an impossible state and then changes
-  // nothing.
-  void Load(const PolicyState& policy, uint64_t step, uint64_t submitted, bool started,
+  // Wait has been. No draw is pending afterwards. fills: of all ranks at that time, empty if SubmitDraw comes next.
+  // Throws std::invalid_argument for an impossible state and then changes nothing.
+  void Load(const PolicyState& policy, uint64_t step, uint64_t submitted, bool started, const std::vector<Fill>& fills,
             const std::vector<const std::byte*>& columns);
   // A pending draw from elsewhere: returns the slot whose draw rows the caller fills with it. After Load, oldest first.
   uint32_t AdoptDraw(std::vector<uint32_t> sizes);
@@ -194,8 +216,8 @@ class Engine {
   void RunNext();
   void Insert(const Step& step);
   void Deliver(const Step& step);
+  void Refresh();
   void CopyToDevice(uint32_t slot);
-  RecordHeader& Header(uint32_t slot) const;
 
   const EngineOptions options_;
   const Layout layout_;
@@ -223,6 +245,7 @@ class Engine {
   // Guarded by execution_.
   std::mutex execution_;
   Slab slab_;
+  Shard shard_;
   std::array<std::vector<Cuda::Address>, kSlots> device_rows_;
   std::vector<int64_t> host_labels_, host_tasks_;  // of a batch whose labels or tasks lie on the device
   std::unique_ptr<Policy> policy_;
@@ -232,10 +255,12 @@ class Engine {
   std::vector<uint64_t> picked_;
   std::vector<int64_t> candidate_labels_;
   std::vector<Write> writes_;
+  std::vector<StratumValue> strata_;
   std::vector<Piece> pieces_;
-  std::vector<uint64_t> fill_;
   Plan plan_;
   CopyTeam team_;
+  std::unique_ptr<Peers> peers_;  // where draws come from all ranks
+  Fetcher fetcher_;
 
   // Guarded by mutex_.
   std::mutex mutex_;

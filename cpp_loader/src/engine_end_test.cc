@@ -115,7 +115,7 @@ std::vector<std::string> ErrorsOfAllCalls(Engine& engine) {
           ErrorOf([&] { engine.policy_state(); }),
           ErrorOf([&] { engine.labels(); }),
           ErrorOf([&] { engine.ReadColumn(0, room.data()); }),
-          ErrorOf([&] { engine.Load({}, 0, 0, false, std::vector<const std::byte*>(4)); }),
+          ErrorOf([&] { engine.Load({}, 0, 0, false, {}, std::vector<const std::byte*>(4)); }),
           ErrorOf([&] { engine.AdoptDraw({1}); }),
           ErrorOf([&] { engine.pending(); })};
 }

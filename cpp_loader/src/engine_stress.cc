@@ -318,7 +318,7 @@ class Stress {
     const PolicyState before = engine_->policy_state();
     const std::vector<const std::byte*> columns(options_.field_bytes.size() + 2);
     try {
-      engine_->Load({{"stored", int64_t{options_.share} + 1}}, 1, 1, true, columns);
+      engine_->Load({{"stored", int64_t{options_.share} + 1}}, 1, 1, true, {}, columns);
       throw Violation("an impossible state was loaded");
     } catch (const std::invalid_argument&) {
     }

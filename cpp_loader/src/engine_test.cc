@@ -39,7 +39,7 @@ class Model {
       : options_(options),
         words_(options.seed, options.rank),
         policy_(MakePolicy(options.policy, options.share)),
-        planner_(options.draws) {}
+        planner_(options.draws, options.world_size) {}
 
   void Submit(uint64_t batch, uint64_t rows) {
     ++step_;
@@ -59,10 +59,9 @@ class Model {
   }
 
   void SubmitDraw() {
-    std::vector<uint64_t> fill(options_.world_size, 0);
-    fill[options_.rank] = contents_.size();
     Plan plan;
-    planner_.Make(fill, step_, words_, plan);
+    planner_.SetFill(options_.rank, contents_.size());
+    planner_.Make(step_, words_, plan);
     Draws draws{plan.sizes, {}, {}};
     for (const uint32_t slot : plan.slots) {
       draws.numbers.push_back(contents_.at(slot));
@@ -458,12 +457,12 @@ TEST(Engine, AStateThatCannotBeIsRefusedAndChangesNothing) {
   for (const auto& column : of_larger.columns) columns.push_back(column.data());
 
   Engine& engine = pair.engine();
-  EXPECT_THROW(engine.Load(of_larger.policy, 1, 9, true, columns), std::invalid_argument);
-  EXPECT_THROW(engine.Load({}, 1, 9, true, columns), std::invalid_argument);
-  EXPECT_THROW(engine.Load({{"stored", int64_t{-1}}, {"submitted", int64_t{9}}}, 1, 9, true, columns),
+  EXPECT_THROW(engine.Load(of_larger.policy, 1, 9, true, {}, columns), std::invalid_argument);
+  EXPECT_THROW(engine.Load({}, 1, 9, true, {}, columns), std::invalid_argument);
+  EXPECT_THROW(engine.Load({{"stored", int64_t{-1}}, {"submitted", int64_t{9}}}, 1, 9, true, {}, columns),
                std::invalid_argument);
   columns.pop_back();
-  EXPECT_THROW(engine.Load(good.policy, 1, 9, true, columns), std::invalid_argument);
+  EXPECT_THROW(engine.Load(good.policy, 1, 9, true, {}, columns), std::invalid_argument);
   pair.CheckContents();
   pair.CheckPending();
   pair.Wait();

@@ -23,6 +23,10 @@ void Fifo::Insert(std::span<const int64_t> labels, uint64_t batch_size, uint64_t
 
 double Fifo::InverseInclusion(uint32_t /*slot*/) const { return 1.0; }
 
+uint32_t Fifo::Stratum(uint32_t /*slot*/) const { return 0; }
+
+void Fifo::ChangedStrata(std::vector<StratumValue>& values) const { values.assign(1, {0, 1.0}); }
+
 PolicyState Fifo::State() const {
   return {{"stored", static_cast<int64_t>(stored_)}, {"head", static_cast<int64_t>(head_)}};
 }

@@ -15,6 +15,8 @@ class Fifo final : public Policy {
   void Insert(std::span<const int64_t> labels, uint64_t batch_size, uint64_t step, const RandomWords& words,
               std::vector<Write>& writes) override;
   double InverseInclusion(uint32_t slot) const override;
+  uint32_t Stratum(uint32_t slot) const override;
+  void ChangedStrata(std::vector<StratumValue>& values) const override;
   uint64_t Mass() const override { return stored_; }
   uint32_t stored() const override { return stored_; }
 

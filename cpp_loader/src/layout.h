@@ -1,6 +1,6 @@
 // How one sample lies in the slab: a record of fixed size, the same on every rank.
 //
-//   | version | label | task | field 0 | field 1 | ...      offsets from the start of the record
+//   | version, stratum | label | task | field 0 | field 1 | ...      offsets from the start of the record
 //
 // Flat and free of pointers, so that a slab means the same wherever it is mapped and one read fetches a whole sample.
 // Large records start, like their fields, on cache lines (streaming stores need that), if that costs at most 3 %;
@@ -15,9 +15,11 @@
 namespace reprise {
 
 // Start of every record. `version` is odd while the record is being written and rises by 2 with every write, so that a
-// reader that finds the same even version before and after its copy has an untorn sample. 0: never written.
+// reader that finds the same even version before and after its copy has an untorn sample. 0: never written. `stratum`
+// says which entry of the shard's table holds the sample's inverse inclusion (policy.h).
 struct RecordHeader {
-  uint64_t version;
+  uint32_t version;
+  uint32_t stratum;
   int64_t label;
   int64_t task;
 };

@@ -21,20 +21,29 @@ struct Plan {
   std::vector<uint32_t> sizes;
 };
 
-// Owns scratch memory that is reused. Not thread-safe. Throws nothing but std::bad_alloc.
+// Knows how many samples each rank holds, and plans. Owns scratch memory that is reused. Not thread-safe. Throws
+// nothing but std::bad_alloc.
 class Planner {
  public:
-  // draws: rows asked for by each draw of a step; may be empty, and so may a draw.
-  explicit Planner(std::vector<uint32_t> draws);
+  // draws: rows asked for by each draw of a step; may be empty, and so may a draw. All ranks hold nothing at first.
+  Planner(std::vector<uint32_t> draws, uint32_t num_ranks);
 
-  // Replaces the contents of `plan`. fill: samples that each rank holds, less than 2^32 each; 0 for the ranks to leave
-  // out. A draw that asks for more than there is gets everything once, in random order. Draws are independent of each
-  // other. `words` are those of the drawing rank.
-  void Make(std::span<const uint64_t> fill, uint64_t step, const RandomWords& words, Plan& plan);
+  // A rank holds so many samples, less than 2^32: 0 for a rank to leave out. O(log ranks).
+  void SetFill(uint32_t rank, uint64_t stored);
+  // Samples on all ranks.
+  uint64_t total() const { return total_; }
+
+  // Replaces the contents of `plan`, in O(rows drawn * log ranks). A draw that asks for more than there is gets
+  // everything once, in random order. Draws are independent of each other. `words` are those of the drawing rank.
+  void Make(uint64_t step, const RandomWords& words, Plan& plan);
 
  private:
   std::vector<uint32_t> draws_;
-  std::vector<uint64_t> edges_;  // samples on the ranks up to and including this one
+  std::vector<uint64_t> fill_;
+  // Sums of fill_ as a binary indexed tree (Fenwick 1994): entry i, from 1, holds the sum of the last (i & -i) ranks
+  // up to and including rank i - 1. As long as a power of two, so that looking up needs no bounds.
+  std::vector<uint64_t> sums_;
+  uint64_t total_ = 0;
   std::vector<uint64_t> numbers_;
   Chooser chooser_;
 };

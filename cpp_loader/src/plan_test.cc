@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
+#include <random>
 #include <set>
 #include <utility>
 
@@ -22,9 +24,15 @@ std::vector<Sample> Samples(const Plan& plan) {
   return samples;
 }
 
+Planner PlannerOf(const std::vector<uint64_t>& fill, std::vector<uint32_t> draws) {
+  Planner planner(std::move(draws), static_cast<uint32_t>(fill.size()));
+  for (uint32_t rank = 0; rank < fill.size(); ++rank) planner.SetFill(rank, fill[rank]);
+  return planner;
+}
+
 Plan MakePlan(const std::vector<uint64_t>& fill, std::vector<uint32_t> draws, uint64_t step = 1) {
   Plan plan;
-  Planner(std::move(draws)).Make(fill, step, RandomWords(1, 0), plan);
+  PlannerOf(fill, std::move(draws)).Make(step, RandomWords(1, 0), plan);
   EXPECT_EQ(plan.ranks.size(), plan.slots.size());
   return plan;
 }
@@ -63,7 +71,7 @@ TEST(Planner, EachDrawOfAStepIsWithoutRepeatsAndDrawsMayOverlap) {
 
 TEST(Planner, NoDrawsGiveAnEmptyPlanAndReplaceTheOneBefore) {
   Plan plan = MakePlan({9}, {4});
-  Planner({}).Make(std::vector<uint64_t>{9}, 1, RandomWords(1, 0), plan);
+  PlannerOf({9}, {}).Make(1, RandomWords(1, 0), plan);
   EXPECT_TRUE(plan.ranks.empty() && plan.slots.empty() && plan.sizes.empty());
 }
 
@@ -91,6 +99,72 @@ TEST(Planner, FillCountsUpToTheLargestShareAreHandled) {
   EXPECT_NEAR(static_cast<double>(std::count(plan.ranks.begin(), plan.ranks.end(), 2u)), 1000, 150);
 }
 
+// Rank and slot of a number among all stored samples, counted out.
+Sample SampleOf(uint64_t number, const std::vector<uint64_t>& fill) {
+  uint32_t rank = 0;
+  while (number >= fill[rank]) number -= fill[rank++];
+  return {rank, static_cast<uint32_t>(number)};
+}
+
+TEST(Planner, AfterAnyChangesOfTheFillsItPlansAsANewOneWouldAndAsCountingDoes) {
+  std::mt19937_64 random(11);
+  Chooser chooser;
+  std::vector<uint64_t> numbers;
+  for (uint32_t num_ranks = 1; num_ranks <= 70; ++num_ranks) {
+    const std::vector<uint32_t> draws = {7, 0, 3};
+    Planner planner(draws, num_ranks);
+    std::vector<uint64_t> fill(num_ranks, 0);
+    for (uint64_t step = 1; step <= 40; ++step) {
+      for (uint64_t changes = random() % 4; changes > 0; --changes) {
+        const auto rank = static_cast<uint32_t>(random() % num_ranks);
+        // Up, down, to nothing, to the largest share, and the same again.
+        const uint64_t stored =
+            std::vector<uint64_t>{random() % 9, fill[rank] / 2, 0, 0xFFFFFFFF, fill[rank]}[random() % 5];
+        fill[rank] = stored;
+        planner.SetFill(rank, stored);
+      }
+      const auto total = std::accumulate(fill.begin(), fill.end(), uint64_t{0});
+      ASSERT_EQ(planner.total(), total);
+      const RandomWords words(num_ranks, 0);
+      Plan plan;
+      planner.Make(step, words, plan);
+      std::vector<Sample> expected;
+      for (size_t draw = 0; draw < draws.size(); ++draw) {
+        chooser.Choose(words, purpose::kDraw + draw, step, total, draws[draw], numbers);
+        ASSERT_EQ(plan.sizes[draw], numbers.size());
+        for (const uint64_t number : numbers) expected.push_back(SampleOf(number, fill));
+      }
+      ASSERT_EQ(Samples(plan), expected) << num_ranks << " ranks, step " << step;
+      Plan of_new;
+      PlannerOf(fill, draws).Make(step, words, of_new);
+      ASSERT_EQ(Samples(plan), Samples(of_new)) << num_ranks << " ranks, step " << step;
+    }
+  }
+}
+
+TEST(Planner, EverySampleHasItsNumberWhateverRanksAreLeftOut) {
+  for (uint32_t num_ranks = 1; num_ranks <= 70; ++num_ranks) {
+    std::mt19937_64 random(num_ranks);
+    Planner planner({1000}, num_ranks);
+    std::vector<uint64_t> fill(num_ranks);
+    for (int round = 0; round < 6; ++round) {
+      for (uint32_t rank = 0; rank < num_ranks; ++rank) {
+        fill[rank] = round == 5 ? 0 : random() % 2 * (random() % 5);
+        planner.SetFill(rank, fill[rank]);
+      }
+      std::vector<Sample> expected;
+      for (uint32_t rank = 0; rank < num_ranks; ++rank) {
+        for (uint32_t slot = 0; slot < fill[rank]; ++slot) expected.emplace_back(rank, slot);
+      }
+      Plan plan;
+      planner.Make(1, RandomWords(3, 0), plan);
+      std::vector<Sample> samples = Samples(plan);
+      std::sort(samples.begin(), samples.end());
+      ASSERT_EQ(samples, expected) << num_ranks << " ranks, round " << round;
+    }
+  }
+}
+
 // What tests/contract/behaviour.py submits.
 uint64_t BatchSize(uint64_t step, uint64_t rank) { return step == 6 ? 0 : (step + rank) % 5 + 2; }
 int64_t Label(uint64_t step, uint64_t rank, uint64_t row) {
@@ -110,14 +184,13 @@ TEST(RecordedStreams, GiveTheSameSlotsAndTheSameDraws) {
       const bool one_more = rank < scenario.capacity % scenario.ranks;
       policies.push_back(MakePolicy(scenario.policy, scenario.capacity / scenario.ranks + one_more));
     }
-    Planner planner(scenario.draws);
+    Planner planner(scenario.draws, scenario.ranks);
     Chooser chooser;
     std::vector<std::map<uint32_t, int64_t>> held(scenario.ranks);
     std::vector<Write> writes;
     std::vector<int64_t> answers;
     for (uint64_t step = 1; answers.size() < scenario.answers.size(); ++step) {
       std::vector<std::vector<int64_t>> written(scenario.ranks);
-      std::vector<uint64_t> fill;
       for (uint32_t rank = 0; rank < scenario.ranks; ++rank) {
         const RandomWords words(scenario.seed, rank);
         const uint64_t size = BatchSize(step, rank);
@@ -136,12 +209,12 @@ TEST(RecordedStreams, GiveTheSameSlotsAndTheSameDraws) {
           written[rank].push_back(write.slot);
           held[rank][write.slot] = Identity(step, rank, rows[write.row]);
         }
-        fill.push_back(policies[rank]->stored());
+        planner.SetFill(rank, policies[rank]->stored());
       }
       for (uint32_t rank = 0; rank < scenario.ranks; ++rank) {
         answers.insert(answers.end(), written[rank].begin(), written[rank].end());
         Plan plan;
-        planner.Make(fill, step, RandomWords(scenario.seed, rank), plan);
+        planner.Make(step, RandomWords(scenario.seed, rank), plan);
         std::size_t row = 0;
         for (const uint32_t size : plan.sizes) {
           answers.push_back(size);

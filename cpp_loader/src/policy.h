@@ -30,6 +30,13 @@ struct Write {
   friend bool operator==(const Write&, const Write&) = default;
 };
 
+// What the samples of one stratum (class_balanced: a class; else all of them) stand for: samples seen per sample
+// stored.
+struct StratumValue {
+  uint32_t stratum;
+  double inverse_inclusion;
+};
+
 // A policy's counters, with the same keys and values as `state_dict` of the policy's Python twin.
 using PolicyState = std::map<std::string, std::variant<int64_t, std::vector<int64_t>>>;
 
@@ -47,6 +54,12 @@ class Policy {
   // Samples seen per sample stored, for the stratum (rank or class) that the sample in `slot` belongs to. The inverse
   // of its probability to be stored, hence the name. slot < stored().
   virtual double InverseInclusion(uint32_t slot) const = 0;
+
+  // The stratum of the sample in `slot`: a number below the share, the same until the slot is written again.
+  virtual uint32_t Stratum(uint32_t slot) const = 0;
+
+  // Replaces the contents of `values` by those of all strata whose value the last Insert() or Load() may have changed.
+  virtual void ChangedStrata(std::vector<StratumValue>& values) const = 0;
 
   // Sum of InverseInclusion() over all stored slots: how many seen samples they stand for. O(1).
   virtual uint64_t Mass() const = 0;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <random>
 #include <set>
 #include <stdexcept>
@@ -18,6 +19,7 @@ class Shelf {
 
   const std::vector<Write>& Offer(const std::vector<int64_t>& labels, uint64_t batch_size) {
     policy_->Insert(labels, batch_size, ++step_, words_, writes_);
+    UpdateTable();
     for (std::size_t i = 0; i < writes_.size(); ++i) {
       EXPECT_LT(writes_[i].row, labels.size());
       EXPECT_LT(writes_[i].slot, policy_->stored());
@@ -36,16 +38,47 @@ class Shelf {
   void Reload(const std::string& name) {
     const PolicyState state = policy_->State();
     policy_ = MakePolicy(name, share_);
+    table_.clear();
+    stratum_of_slot_.clear();
+    Load(state);
+    for (uint32_t slot = 0; slot < policy_->stored(); ++slot) stratum_of_slot_[slot] = policy_->Stratum(slot);
+  }
+  void Load(const PolicyState& state) {
     policy_->Load(state);
+    UpdateTable();
+  }
+
+  // What a record says about its sample is written with it, and the table holds what ChangedStrata() said last.
+  void CheckStrata() {
+    for (const Write& write : writes_) stratum_of_slot_[write.slot] = policy_->Stratum(write.slot);
+    for (uint32_t slot = 0; slot < policy_->stored(); ++slot) {
+      const auto stratum = stratum_of_slot_.find(slot);
+      ASSERT_NE(stratum, stratum_of_slot_.end()) << "slot " << slot;
+      ASSERT_EQ(policy_->Stratum(slot), stratum->second) << "slot " << slot << " changed without being written";
+      const auto value = table_.find(stratum->second);
+      ASSERT_NE(value, table_.end()) << "stratum " << stratum->second << " has no value";
+      ASSERT_EQ(policy_->InverseInclusion(slot), value->second) << "slot " << slot << " of " << policy_->stored();
+    }
   }
 
  private:
+  void UpdateTable() {
+    std::vector<StratumValue> values = {{0xFFFFFFFF, 0}};  // which is replaced
+    policy_->ChangedStrata(values);
+    for (const auto& [stratum, value] : values) {
+      EXPECT_LT(stratum, share_);
+      table_[stratum] = value;
+    }
+  }
+
   std::unique_ptr<Policy> policy_;
   RandomWords words_;
   uint32_t share_;
   uint64_t step_ = 0;
   std::vector<Write> writes_;
   std::set<uint32_t> in_batch_, filled_;
+  std::map<uint32_t, double> table_;  // by stratum
+  std::map<uint32_t, uint32_t> stratum_of_slot_;
 };
 
 std::vector<int64_t> RandomLabels(std::mt19937_64& random, std::size_t count, uint64_t num_classes) {
@@ -179,6 +212,44 @@ TEST_P(EveryPolicy, MassIsTheSumOfTheInverseInclusions) {
     double sum = 0;
     for (uint32_t slot = 0; slot < shelf.policy().stored(); ++slot) sum += shelf.policy().InverseInclusion(slot);
     EXPECT_NEAR(sum, static_cast<double>(shelf.policy().Mass()), 1e-6 * sum);
+  }
+}
+
+TEST_P(EveryPolicy, ATableOfChangedStrataAlwaysGivesTheInverseInclusions) {
+  for (const uint32_t share : {1u, 2u, 7u, 40u, 300u}) {
+    std::mt19937_64 random(share);
+    Shelf shelf(GetParam(), share);
+    for (int step = 0; step < 200; ++step) {
+      // Few classes, then many more than slots, some of which are never stored; now and then no batch, or a large one.
+      const std::size_t count = random() % 5 ? random() % 9 : random() % 3 * 30;
+      const auto num_classes = 1 + static_cast<uint64_t>(step) * (random() % 2) / 2;
+      shelf.Offer(RandomLabels(random, count, num_classes), count + random() % 3 * count);
+      shelf.CheckStrata();
+      if (random() % 8 == 0) shelf.Reload(GetParam());
+      if (HasFatalFailure()) FAIL() << "share " << share << ", step " << step;
+    }
+  }
+}
+
+// Contents are also loaded into a policy that has strata of its own, and into whose table others look.
+TEST_P(EveryPolicy, LoadingOverOtherContentsReplacesAllStrata) {
+  std::mt19937_64 random(4);
+  for (int repeat = 0; repeat < 50; ++repeat) {
+    Shelf source(GetParam(), 30), target(GetParam(), 30);
+    for (int step = 0; step < 12; ++step) {
+      for (Shelf* shelf : {&source, &target}) {
+        const std::vector<int64_t> labels = RandomLabels(random, random() % 10, 12);
+        shelf->Offer(labels, labels.size());
+      }
+    }
+    target.Load(source.policy().State());
+    std::vector<StratumValue> values;
+    target.policy().ChangedStrata(values);
+    std::map<uint32_t, double> table;
+    for (const auto& [stratum, value] : values) table[stratum] = value;
+    for (uint32_t slot = 0; slot < target.policy().stored(); ++slot) {
+      ASSERT_EQ(target.policy().InverseInclusion(slot), table.at(target.policy().Stratum(slot)));
+    }
   }
 }
 

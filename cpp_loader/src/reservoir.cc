@@ -38,6 +38,10 @@ double Reservoir::InverseInclusion(uint32_t /*slot*/) const {
   return static_cast<double>(submitted_) / static_cast<double>(std::max<uint32_t>(stored_, 1));
 }
 
+uint32_t Reservoir::Stratum(uint32_t /*slot*/) const { return 0; }
+
+void Reservoir::ChangedStrata(std::vector<StratumValue>& values) const { values.assign(1, {0, InverseInclusion(0)}); }
+
 PolicyState Reservoir::State() const {
   return {{"stored", static_cast<int64_t>(stored_)}, {"submitted", static_cast<int64_t>(submitted_)}};
 }

@@ -36,6 +36,7 @@ class Descriptor {
     if (fd_ >= 0) close(fd_);
   }
   int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_;
@@ -75,13 +76,37 @@ Slab Slab::Anonymous(uint64_t bytes) {
     data += before;
     madvise(data, size, MADV_HUGEPAGE);  // a wish: where the kernel knows no huge pages, plain ones do
   }
-  return Slab(data, size, false);
+  return Slab(data, size, false, -1);
+}
+
+Slab Slab::Shared(uint64_t bytes) {
+  const uint64_t size = RoundUp(bytes ? bytes : 1, bytes >= kHugePage ? kHugePage : PageSize());
+  const std::string what = "shared memory of the rehearsal buffer";
+  Descriptor memory(memfd_create("reprise", MFD_CLOEXEC));
+  if (memory.get() < 0 || ftruncate(memory.get(), static_cast<off_t>(size)) != 0) Refuse(what, size, errno);
+  void* const data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, memory.get(), 0);
+  if (data == MAP_FAILED) Refuse(what, size, errno);
+  madvise(data, size, MADV_HUGEPAGE);  // a wish that many systems do not grant to shared memory
+  return Slab(static_cast<std::byte*>(data), size, false, memory.release());
+}
+
+Slab Slab::OfProcess(int64_t process, int descriptor, uint64_t bytes) {
+  const std::string path = "/proc/" + std::to_string(process) + "/fd/" + std::to_string(descriptor);
+  const std::string what = "shared memory of process " + std::to_string(process);
+  const Descriptor memory(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat status;
+  if (memory.get() < 0 || fstat(memory.get(), &status) != 0) Refuse(what, bytes, errno);
+  // Another process may have got the number: what is mapped here must hold what is read later.
+  if (static_cast<uint64_t>(status.st_size) < bytes) Refuse(what, bytes, ESRCH);
+  void* const data = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, memory.get(), 0);
+  if (data == MAP_FAILED) Refuse(what, bytes, errno);
+  return Slab(static_cast<std::byte*>(data), bytes, false, -1);
 }
 
 Slab Slab::File(const std::string& path, uint64_t bytes) {
   const uint64_t size = RoundUp(bytes ? bytes : 1, PageSize());
   const std::string what = "storage file:" + path;
-  const Descriptor file(OpenUnnamed(path));
+  Descriptor file(OpenUnnamed(path));
   if (file.get() < 0) Refuse(what, size, errno);
   int error;
   do {
@@ -90,7 +115,7 @@ Slab Slab::File(const std::string& path, uint64_t bytes) {
   if (error) Refuse(what, size, error);
   void* const data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
   if (data == MAP_FAILED) Refuse(what, size, errno);
-  return Slab(static_cast<std::byte*>(data), size, true);
+  return Slab(static_cast<std::byte*>(data), size, true, file.release());
 }
 
 Slab::Slab(Slab&& other) noexcept { *this = std::move(other); }
@@ -99,11 +124,13 @@ Slab& Slab::operator=(Slab&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   std::swap(on_disk_, other.on_disk_);
+  std::swap(descriptor_, other.descriptor_);
   return *this;
 }
 
 Slab::~Slab() {
   if (data_) munmap(data_, size_);
+  if (descriptor_ >= 0) close(descriptor_);
 }
 
 void Slab::HideFromChildren() const { madvise(data_, size_, MADV_DONTFORK); }

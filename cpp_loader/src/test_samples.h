@@ -113,11 +113,16 @@ struct Snapshot {
   PolicyState policy;
   uint64_t step, submitted;
   bool started;
+  std::vector<Fill> fills;
   std::vector<std::vector<std::byte>> columns;
   std::vector<Draw> draws;
 
   explicit Snapshot(Engine& engine, const Samples& samples)
-      : policy(engine.policy_state()), step(engine.step()), submitted(engine.submitted()), started(engine.started()) {
+      : policy(engine.policy_state()),
+        step(engine.step()),
+        submitted(engine.submitted()),
+        started(engine.started()),
+        fills(engine.fills()) {
     const uint64_t stored = engine.stored();
     for (size_t column = 0; column < samples.field_bytes().size() + 2; ++column) {
       const bool is_field = column < samples.field_bytes().size();
@@ -137,7 +142,7 @@ struct Snapshot {
   void LoadInto(Engine& engine) const {
     std::vector<const std::byte*> pointers;
     for (const auto& column : columns) pointers.push_back(column.data());
-    engine.Load(policy, step, submitted, started, pointers);
+    engine.Load(policy, step, submitted, started, fills, pointers);
     for (const Draw& draw : draws) {
       const Staging& staging = engine.staging(engine.AdoptDraw(draw.sizes));
       for (size_t column = 0; column < draw.columns.size(); ++column) {

@@ -166,18 +166,29 @@ class Communicator(ABC):
 
         Without this a rank with a mistake of its own (its disk is full) would leave the others waiting.
         """
-        result: T | None = None
-        problem: str | None = None
+        result: list[T] = []
+        self.collect(lambda: result.append(work()), name=name or "agree")
+        return result[0]
+
+    def collect(self, work: Callable[[], T], name: str | None = None) -> list[T]:
+        """The results of `work` on all ranks, by rank; otherwise as agree(). Anything pickle takes."""
+        own: tuple[T | None, str | None]
         try:
-            result = work()
+            own = work(), None
         except UserError as error:
-            problem = str(error)
-        problems = self.allgather_object(problem, name=name or "agree")
+            own = None, str(error)
+        everyone = self.allgather_object(own, name=name or "collect")
+        problems = [problem for _, problem in everyone]
         for rank, text in enumerate(problems):
             if text is not None:
                 everywhere = all(other == text for other in problems)
                 raise SharedUserError(text if rank == 0 or everywhere else f"rank {rank}: {text}")
-        return result  # type: ignore[return-value]  # work() returned: there was no problem here
+        return [result for result, _ in everyone]  # type: ignore[misc]  # there was no problem anywhere
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds that this rank waits for another one before it gives up."""
+        return self._watchdog.limit_s
 
     # ---- data-parallel training
 

@@ -4,10 +4,11 @@ Solo: `pytest tests/contract`. On several: the same under a launcher (tests/para
 test is written against `dist.current()` and runs on all ranks in step, so a rank that fails ends the whole job at once:
 the others would wait for it in the next collective.
 
-An implementation that cannot draw from other ranks is tested with scope "local" there: `reach` says whose samples a
-draw may hold, and tests of what only draws from all ranks can show say so with `global_draws`.
+CONTRACT_TRANSPORT=shm|ucx|collectives says how ranks are to read each other's samples; only implementations that can
+do so are then tested. Without it "auto" is.
 """
 
+import os
 import shutil
 import sys
 import tempfile
@@ -25,21 +26,33 @@ from reprise.runtime.dist import Communicator
 ID_ONLY = {"id": Field((), torch.int64)}
 
 
-def _scopes() -> dict[str, str]:
-    """Implementations that really run here, with the widest scope they do; the others would only repeat "python"."""
-    running: dict[str, str] = {}
-    for name in IMPLEMENTATIONS:
-        for scope in ("global", "local"):
-            arguments = {"fields": ID_ONLY, "capacity": dist.current().size, "scope": scope}
-            with RehearsalBuffer(**arguments, implementation=name) as buffer:
-                if buffer.implementation == name:
-                    running.setdefault(name, scope)
+TRANSPORT = os.environ.get("CONTRACT_TRANSPORT", "auto")
+
+
+def transport(implementation: str) -> str:
+    """What to ask for with this implementation."""
+    return "auto" if implementation == "python" else TRANSPORT
+
+
+def asked() -> list[str]:
+    """Implementations that can read other ranks' samples in the way that is to be tested."""
+    return {"auto": list(IMPLEMENTATIONS), "collectives": ["python"]}.get(TRANSPORT, ["standard", "flyweight"])
+
+
+def _implementations() -> list[str]:
+    """Those that really run here; the others would only repeat "python"."""
+    running = []
+    for name in asked():
+        arguments = {"fields": ID_ONLY, "capacity": dist.current().size, "transport": transport(name)}
+        with RehearsalBuffer(**arguments, implementation=name) as buffer:
+            if buffer.implementation == name:
+                running.append(name)
     return running
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "implementation" in metafunc.fixturenames:
-        metafunc.parametrize("implementation", _scopes(), scope="session")
+        metafunc.parametrize("implementation", _implementations(), scope="session")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -57,36 +70,30 @@ def comm() -> Communicator:
 
 
 @pytest.fixture(scope="session")
-def scopes() -> dict[str, str]:
-    return _scopes()
+def implementations() -> list[str]:
+    return _implementations()
+
+
+@pytest.fixture(scope="session", name="asked")
+def asked_fixture() -> list[str]:
+    return asked()
+
+
+@pytest.fixture(scope="session")
+def transport_of() -> Callable[[str], str]:
+    return transport
 
 
 @pytest.fixture
-def scope(implementation: str, scopes: dict[str, str]) -> str:
-    return scopes[implementation]
-
-
-@pytest.fixture
-def reach(scope: str, comm: Communicator) -> list[int]:
-    """Ranks whose samples a draw of this implementation may hold here."""
-    return list(range(comm.size)) if scope == "global" else [comm.rank]
-
-
-@pytest.fixture
-def global_draws(reach: list[int], comm: Communicator) -> None:
-    if len(reach) < comm.size:
-        pytest.skip("this implementation draws from its own rank only")
-
-
-@pytest.fixture
-def make(implementation: str, scope: str) -> Iterator[Callable[..., RehearsalBuffer]]:
+def make(implementation: str) -> Iterator[Callable[..., RehearsalBuffer]]:
     """Builds buffers of one int64 field "id", capacity 64 per rank, one draw of 8; closes them after the test."""
     built: list[RehearsalBuffer] = []
 
     def build(**changes) -> RehearsalBuffer:
         size = changes["dist"].size if "dist" in changes else dist.current().size
-        standard = {"fields": ID_ONLY, "capacity": 64 * size, "draws": (8,), "deterministic": True, "scope": scope}
-        buffer = RehearsalBuffer(implementation=implementation, **{**standard, **changes})
+        standard = {"fields": ID_ONLY, "capacity": 64 * size, "draws": (8,), "deterministic": True}
+        how = {"implementation": implementation, "transport": transport(implementation)}
+        buffer = RehearsalBuffer(**{**standard, **how, **changes})
         built.append(buffer)
         if buffer.implementation != implementation:
             pytest.skip(f"runs as '{buffer.implementation}' with {changes}")
@@ -98,9 +105,10 @@ def make(implementation: str, scope: str) -> Iterator[Callable[..., RehearsalBuf
 
 
 @pytest.fixture
-def restore(implementation: str, scope: str) -> Callable[..., RehearsalBuffer]:
+def restore(implementation: str) -> Callable[..., RehearsalBuffer]:
     def read(folder: Path, **arguments) -> RehearsalBuffer:
-        return RehearsalBuffer.restore(folder, **{"implementation": implementation, "scope": scope, **arguments})
+        how = {"implementation": implementation, "transport": transport(implementation)}
+        return RehearsalBuffer.restore(folder, **{**how, **arguments})
 
     return read
 

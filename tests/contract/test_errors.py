@@ -58,7 +58,7 @@ def one_line_with(caught, words):
 
 @pytest.mark.parametrize("method", ["submit", "augment"])
 @pytest.mark.parametrize("wrong", WRONG_BATCHES)
-def test_a_wrong_batch_is_refused_with_one_line_and_leaves_no_trace(make, reach, method, wrong):
+def test_a_wrong_batch_is_refused_with_one_line_and_leaves_no_trace(make, comm, method, wrong):
     arguments, words = WRONG_BATCHES[wrong]
     buffer = started(make(fields=FIELDS, draws=(50,)))
     buffer.submit(**batch(4))
@@ -66,7 +66,7 @@ def test_a_wrong_batch_is_refused_with_one_line_and_leaves_no_trace(make, reach,
         getattr(buffer, method)(**arguments)
     one_line_with(caught, words)
     assert (len(buffer), buffer.seen) == (4, 4)
-    assert len(buffer.wait()[0]) == 4 * len(reach)  # the draw that was ready has not been taken
+    assert len(buffer.wait()[0]) == 4 * comm.size  # the draw that was ready has not been taken
 
 
 WRONG_ARGUMENTS = {

@@ -15,7 +15,6 @@ from streams import identities, label_of, raw, task_of
 
 from reprise import cpp_loader
 from reprise.buffer import Field, RehearsalBuffer
-from reprise.buffer.rehearsal import IMPLEMENTATIONS
 
 FIELDS = {
     "id": Field((), torch.int64),
@@ -35,23 +34,25 @@ def test_the_engine_is_built_wherever_it_can_be_and_loads():
     assert cpp_loader.available(), cpp_loader.why_not()
 
 
-def test_every_implementation_runs_where_the_engine_is_built(comm, scopes):
+def test_every_implementation_runs_where_the_engine_is_built(implementations, asked):
     if not cpp_loader.available():
         pytest.skip("the test above says why")
-    assert set(scopes) == set(IMPLEMENTATIONS)
-    if comm.size == 1:
-        assert set(scopes.values()) == {"global"}
+    assert implementations == asked
 
 
 @pytest.fixture
-def trio(comm, scopes):
+def trio(comm, implementations, transport_of):
     """Builds a buffer per implementation; all are closed after the test."""
+    if implementations == ["python"]:
+        pytest.skip("there is nothing to compare it with")
     built = []
 
     def build(**arguments):
-        scope = "local" if "local" in scopes.values() else "global"
-        arguments = {"fields": FIELDS, "scope": scope, "deterministic": True, **arguments}
-        buffers = {name: RehearsalBuffer(implementation=name, **arguments) for name in scopes}
+        arguments = {"fields": FIELDS, "deterministic": True, **arguments}
+        buffers = {
+            name: RehearsalBuffer(implementation=name, transport=transport_of(name), **arguments)
+            for name in dict.fromkeys((*implementations, "python"))
+        }
         built.extend(buffers.values())
         assert all(buffer.implementation == name for name, buffer in buffers.items())
         return buffers
@@ -121,21 +122,24 @@ def rotated(buffers):
         buffers[name].load_state_dict(states[source])
 
 
-def saved_and_restored(buffers, folder, writer, arguments):
+def saved_and_restored(buffers, folder, writer, transport_of, arguments):
     """All implementations read what one of them has written."""
     buffers[writer].save(folder)
-    scope = buffers[writer].spec.scope
     for name in buffers:
         buffers[name].close()
         buffers[name] = RehearsalBuffer.restore(
-            folder, **{"fields": FIELDS, "scope": scope, "deterministic": True, "implementation": name, **arguments}
+            folder,
+            **{"fields": FIELDS, "deterministic": True, "implementation": name, **arguments},
+            transport=transport_of(name),
         )
         assert buffers[name].implementation == name
 
 
 @pytest.mark.parametrize("candidates", [None, 5])
 @pytest.mark.parametrize("policy", ["class_balanced", "reservoir", "fifo"])
-def test_long_random_streams_give_the_same_slots_and_draws_everywhere(trio, comm, folder, policy, candidates):
+def test_long_random_streams_give_the_same_slots_and_draws_everywhere(
+    trio, comm, transport_of, folder, policy, candidates
+):
     """Steps of all kinds in random order; states change hands and snapshots are read in mid-stream."""
     steps = 1000 if comm.size == 1 else 150
     choices = random.Random(f"{policy} {candidates}")  # the same on all ranks
@@ -156,7 +160,7 @@ def test_long_random_streams_give_the_same_slots_and_draws_everywhere(trio, comm
         if step % 50 == 7:
             rotated(buffers)
         if step % 400 == 99:
-            saved_and_restored(buffers, folder, choices.choice(list(buffers)), arguments)
+            saved_and_restored(buffers, folder, choices.choice(list(buffers)), transport_of, arguments)
     assert refused
     states = [buffer.state_dict() for buffer in buffers.values()]
     assert_same(states)

@@ -22,6 +22,7 @@ class ThreadComm:
     name = "threads"
     backend = "memory"
     launcher = "python"
+    limit_s = _PATIENCE_S
 
     def __init__(self, rank: int, size: int, table: list[Any], barrier: threading.Barrier) -> None:
         self.rank = self.local_rank = rank
@@ -58,15 +59,21 @@ class ThreadComm:
         self._barrier.wait()
 
     def agree(self, work: Callable[[], T], name: str | None = None) -> T:
+        result: list[T] = []
+        self.collect(lambda: result.append(work()))
+        return result[0]
+
+    def collect(self, work: Callable[[], T], name: str | None = None) -> list[T]:
         result, problem = None, None
         try:
             result = work()
         except UserError as error:
             problem = str(error)
-        problems = [text for text in self.allgather_object(problem) if text is not None]
+        everyone = self.allgather_object((result, problem))
+        problems = [text for _, text in everyone if text is not None]
         if problems:
             raise UserError(problems[0])
-        return result  # type: ignore[return-value]
+        return [value for value, _ in everyone]  # type: ignore[misc]
 
 
 def run_ranks(size: int, work: Callable[[ThreadComm], T]) -> list[T]:

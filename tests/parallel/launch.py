@@ -70,10 +70,10 @@ def run(
     that nobody ends the others when one dies. Raises JobTimeoutError after `timeout` seconds.
     """
     command = [sys.executable, *map(str, arguments)]
-    environment = _environment(env)
+    environment = worker_environment(env)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         if launcher == "python":
-            processes = _by_hand(np, command, environment, out, err)
+            processes = by_hand(np, command, environment, out, err)
         else:
             processes = [_start([*_prefix(launcher, np), *_worker(launcher, command)], environment, out, err)]
         deadline_hit = not _wait(processes, timeout)
@@ -84,7 +84,7 @@ def run(
     return finished
 
 
-def _by_hand(
+def by_hand(
     np: int, command: list[str], environment: dict[str, str], out: IO[str], err: IO[str]
 ) -> list[subprocess.Popen[str]]:
     if np == 1:
@@ -121,12 +121,12 @@ def _worker(launcher: str, command: list[str]) -> list[str]:
 def _is_open_mpi() -> bool:
     """Open MPI, and not MPICH, whose mpirun takes any number of ranks without being told."""
     version = subprocess.run(
-        ["mpirun", "--version"], env=_environment(None), capture_output=True, text=True, timeout=30, check=False
+        ["mpirun", "--version"], env=worker_environment(None), capture_output=True, text=True, timeout=30, check=False
     )
     return "HYDRA" not in version.stdout
 
 
-def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+def worker_environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -1,7 +1,7 @@
 """One rank of test_reshard.py: restores each policy's buffer (if saved), goes on with the stream, saves, reports.
 
-`reshard_worker.py FOLDER FIRST LAST`: the samples FIRST .. LAST - 1 are dealt to the ranks in turn. Sample i has label
-i // ranks % 3, so that every rank sees every class.
+`reshard_worker.py FOLDER FIRST LAST IMPLEMENTATION`: the samples FIRST .. LAST - 1 are dealt to the ranks in turn.
+Sample i has label i // ranks % 3, so that every rank sees every class.
 """
 
 import json
@@ -38,16 +38,17 @@ def stored(buffer: RehearsalBuffer) -> list[int]:
     return check(buffer.state_dict()["engine"]["shard"]["columns"])
 
 
-def main(folder: Path, first: int, last: int) -> None:
+def main(folder: Path, first: int, last: int, implementation: str) -> None:
     comm = dist.init()
     report = {}
     for policy in ("class_balanced", "reservoir", "fifo"):
         arguments = {"fields": FIELDS, "capacity": CAPACITY, "draws": (1000,), "policy": policy}
-        arguments |= {"implementation": "python", "deterministic": True}
+        arguments |= {"implementation": implementation, "deterministic": True}
         mine = {}
         if first:
             buffer = RehearsalBuffer.restore(folder / policy, **arguments)
             mine |= {"restored": stored(buffer), "seen_at_start": buffer.seen}
+            assert buffer.implementation == implementation
             (draw,) = buffer.wait()
             assert len(check(draw)) == buffer.global_size
         else:
@@ -70,4 +71,4 @@ def main(folder: Path, first: int, last: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

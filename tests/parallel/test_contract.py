@@ -1,29 +1,45 @@
-"""The contract suite on several processes: the very tests of tests/contract, in step on every rank."""
+"""The contract suite on several processes: the very tests of tests/contract, in step on every rank.
 
+Launcher, number of ranks and transport, in every combination with --whole.
+"""
+
+from itertools import product
 from pathlib import Path
 
 import launch
 import pytest
 
 SUITE = Path(__file__).parents[1] / "contract"
-# The engine draws from its own rank's share, so it behaves alike under all launchers: two of them will do.
-EVERY_IMPLEMENTATION = (("horovodrun", 2), ("torchrun", 4))
+LAUNCHERS, SIZES, TRANSPORTS = ("horovodrun", "mpirun", "torchrun"), (1, 2, 4, 8), ("shm", "ucx", "collectives")
+# Every launcher, number of ranks and transport, and the pairs of them that have most in common with nothing else.
+CHOSEN = [
+    ("horovodrun", 2, "collectives"),
+    ("horovodrun", 4, "shm"),
+    ("mpirun", 2, "collectives"),
+    ("mpirun", 2, "shm"),
+    ("torchrun", 2, "ucx"),
+    ("torchrun", 4, "collectives"),
+    ("torchrun", 8, "shm"),
+]
 
 
-@pytest.mark.timeout(330)
-@pytest.mark.parametrize(
-    ("launcher", "num_ranks"), [("horovodrun", 2), ("horovodrun", 4), ("mpirun", 2), ("torchrun", 2), ("torchrun", 4)]
-)
-def test_the_contract_holds_on_several_ranks(launcher, num_ranks):
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    whole = metafunc.config.getoption("--whole")
+    metafunc.parametrize(
+        ("launcher", "num_ranks", "transport"), list(product(LAUNCHERS, SIZES, TRANSPORTS)) if whole else CHOSEN
+    )
+
+
+@pytest.mark.timeout(1000)
+def test_the_contract_holds_on_several_ranks(launcher, num_ranks, transport):
     if launcher not in launch.available():
         pytest.skip(f"{launcher} is not installed")
-    chosen = [] if (launcher, num_ranks) in EVERY_IMPLEMENTATION else ["-k", "not standard and not flyweight"]
     finished = launch.run(
         launcher,
         num_ranks,
-        ["-m", "pytest", SUITE, *chosen, "-x", "-q", "-p", "no:cacheprovider", "--timeout", "120"],
-        env={"REPRISE_TIMEOUT": "60", "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        ["-m", "pytest", SUITE, "-x", "-q", "-p", "no:cacheprovider", "--timeout", "200"],
+        env={"REPRISE_TIMEOUT": "120", "OMP_NUM_THREADS": "1", "CONTRACT_TRANSPORT": transport},
+        timeout=900,
     )
     assert finished.returncode == 0, finished.output[-6000:]
     assert finished.stdout.count(" passed") == num_ranks

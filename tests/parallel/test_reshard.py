@@ -15,13 +15,13 @@ def launcher():
     return next(name for name in ("torchrun", "horovodrun", "mpirun") if name in launch.available())
 
 
-def stage(folder, num_ranks, first, last):
+def stage(folder, num_ranks, first, last, implementation):
     """Continue (or begin) the stream with samples first .. last - 1 on `num_ranks` ranks; their report, by policy."""
     name = launcher() if num_ranks > 1 else "python"
     finished = launch.run(
         name,
         num_ranks,
-        [WORKER, folder, first, last],
+        [WORKER, folder, first, last, implementation],
         env={"REPRISE_TIMEOUT": "60", "OMP_NUM_THREADS": "1"},
         timeout=120,
     )
@@ -30,14 +30,24 @@ def stage(folder, num_ranks, first, last):
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("sizes", [(2, 4, 1), (4, 2), (3, 2)])
-def test_contents_survive_other_numbers_of_ranks_and_the_stream_goes_on(tmp_path, sizes):
-    """anchors.md C.4b. The worker checks each sample's fields; here the whole is put together."""
+@pytest.mark.parametrize(
+    ("sizes", "implementations"),
+    [
+        ((2, 4, 1), ("standard", "standard", "standard")),
+        ((4, 2, 1), ("python", "standard", "python")),
+        ((3, 2), ("standard", "python")),
+    ],
+)
+def test_contents_survive_other_numbers_of_ranks_and_the_stream_goes_on(tmp_path, sizes, implementations):
+    """anchors.md C.4b. What one implementation saved another reads.
+
+    The worker checks each sample's fields; here the whole is put together.
+    """
     per_stage, capacity = 120, 48
     previous = None
-    for index, num_ranks in enumerate(sizes):
+    for index, (num_ranks, implementation) in enumerate(zip(sizes, implementations, strict=True)):
         first = index * per_stage
-        report = stage(tmp_path, num_ranks, first, first + per_stage)
+        report = stage(tmp_path, num_ranks, first, first + per_stage, implementation)
         for policy in POLICIES:
             got = report[policy]
             if previous is not None:

@@ -92,7 +92,7 @@ def test_demo_sections_differ_in_the_strategy_only() -> None:
     er = parse(["--config", "demo-er"]).options
     assert (vanilla.model, er.model) == ("Vanilla", "Er")
     assert (vanilla.run_name, er.run_name) == ("demo-vanilla", "demo-er")
-    assert er.buffer_config.implementation == "python"
+    assert er.buffer_config.implementation == "standard"
     assert er.buffer_config.deterministic is True
     allowed = {"model", "save_dir", "buffer_config"}
     assert vanilla.model_dump(exclude=allowed) == er.model_dump(exclude=allowed)
