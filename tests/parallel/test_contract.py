@@ -14,12 +14,12 @@ LAUNCHERS, SIZES, TRANSPORTS = ("horovodrun", "mpirun", "torchrun"), (1, 2, 4, 8
 # Every launcher, number of ranks and transport, and the pairs of them that have most in common with nothing else.
 CHOSEN = [
     ("horovodrun", 2, "collectives"),
-    ("horovodrun", 4, "shm"),
+    ("horovodrun", 2, "shm"),
     ("mpirun", 2, "collectives"),
     ("mpirun", 2, "shm"),
     ("torchrun", 2, "ucx"),
     ("torchrun", 4, "collectives"),
-    ("torchrun", 8, "shm"),
+    ("torchrun", 4, "shm"),
 ]
 
 
