@@ -146,6 +146,16 @@ def test_samples_cross_the_chosen_interface_alone(pair, network, tmp_path):
         assert len(seen[host.name]) >= 2, "Horovod's port, and the buffer's"
 
 
+@pytest.mark.parametrize("interface", ["lo", "nosuch0"])
+def test_an_interface_that_does_not_lead_to_the_other_host_is_a_mistake(pair, network, tmp_path, interface):
+    """Nobody would notice otherwise: each host would go on with its own samples."""
+    job = demo(tmp_path, "run", 1, "--buffer-config", f"interface={interface}")
+    finished = pair.run([*horovodrun(1), sys.executable, *job], env=ENVIRONMENT)
+    assert finished.returncode != 0
+    assert finished.output.count(f"reprise: error: interface '{interface}' does not connect all ranks") == 1
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
 def test_a_job_whose_cable_is_pulled_ends_with_an_error_on_both_hosts(pair, network, tmp_path):
     log = tmp_path / "run" / "log.txt"
     pulled_at: list[float] = []
