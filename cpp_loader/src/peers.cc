@@ -280,6 +280,8 @@ bool Peers::Await(Peer& peer, Stamp stamp, Sleep sleep, uint64_t value, const ch
   const Counters& counters = *peer.counters;
   const auto end = Clock::now() + limit_;
   for (;;) {
+    // Remote ranks linger until everybody has read them: one that has left cannot be asked any more, wherever it was.
+    if (!peer.address.mapped && !Check(peer)) return false;
     const uint64_t seen = (counters.*stamp)();
     if (seen >= value) return true;
     if (HasLeft(peer)) {

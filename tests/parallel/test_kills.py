@@ -15,6 +15,8 @@ from pathlib import Path
 import launch
 import pytest
 
+from reprise import cpp_loader
+
 WORKER = Path(__file__).with_name("kill_worker.py")
 RANKS = 5
 NOTICED_S = 10.0
@@ -37,8 +39,10 @@ def lost(folder, rank):
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("transport", "deterministic"), [("shm", False), ("shm", True)])
+@pytest.mark.parametrize(("transport", "deterministic"), [("shm", False), ("shm", True), ("ucx", False), ("ucx", True)])
 def test_killed_ranks_are_reported_once_by_all_others_who_go_on(tmp_path, transport, deterministic, repeats):
+    if transport == "ucx" and cpp_loader.why_no_network():
+        pytest.skip(cpp_loader.why_no_network())
     for repeat in range(repeats(6)):
         folder = tmp_path / str(repeat)
         folder.mkdir()
