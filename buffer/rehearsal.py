@@ -76,17 +76,23 @@ class RehearsalBuffer:
         interface: str = "",
     ) -> None:
         self._comm = dist if dist is not None else runtime_dist.current()
-        self.device = _device(device)
         self.deterministic = deterministic
-        self.spec = Spec(
-            dict(fields), capacity, draws, candidates, policy, scope, seed, self._comm.rank, self._comm.size
-        )
         self._closed = False
-        folder = _storage_path(storage, self._comm)
-        if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
-            raise UserError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
-        _check_implementation(implementation)
-        reach.check(transport, implementation)
+
+        def check() -> str:
+            self.device = _device(device)
+            self.spec = Spec(
+                dict(fields), capacity, draws, candidates, policy, scope, seed, self._comm.rank, self._comm.size
+            )
+            if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MAX_THREADS:
+                raise UserError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
+            _check_implementation(implementation)
+            reach.check(transport, implementation)
+            return _storage_path(storage, self._comm)
+
+        # A rank that refuses its arguments must not leave the others waiting in what comes next.
+        together = scope == "global" and self._comm.size > 1
+        folder = self._comm.agree(check, name="rehearsal.arguments") if together else check()
         self._reach = reach.decide(self.spec, self._comm, implementation, transport)
         self.implementation = "python" if self._reach.why_python else implementation
         self._say_why_python(implementation)
