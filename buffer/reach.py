@@ -67,11 +67,12 @@ def decide(spec: Spec, comm: Communicator, implementation: str, transport: str) 
     )
     if transport == "shm":
         raise SharedUserError(f"transport 'shm' does not reach all ranks: {why_apart}; use transport 'auto'")
-    for name, one in zip(names, ranks, strict=True):
-        if one.why_no_network:
+    # Only now: looking for UCX loads it, which a process that does not need it should be spared.
+    for name, reason in zip(names, comm.collect(native_engine.why_no_network, name="rehearsal.network"), strict=True):
+        if reason:
             if transport == "ucx":
-                raise SharedUserError(f"transport 'ucx': {name}: {one.why_no_network}")
-            return Reach("collectives", f"{why_apart}, and {name}: {one.why_no_network}", names)
+                raise SharedUserError(f"transport 'ucx': {name}: {reason}")
+            return Reach("collectives", f"{why_apart}, and {name}: {reason}", names)
     key = int(ranks[0].beacon[1], 16)
     if transport == "ucx":
         # Where all are on one node nothing needs to listen beyond it.
@@ -88,13 +89,10 @@ class _Rank:
     machine: str  # ranks with the same may map each other's memory
     beacon: tuple[int, str]  # descriptor and contents of a piece of memory
     why_no_engine: str
-    why_no_network: str
 
     @staticmethod
     def own(beacon: tuple[int, str], why_no_engine: str) -> "_Rank":
-        return _Rank(
-            socket.gethostname(), os.getpid(), _machine(), beacon, why_no_engine, native_engine.why_no_network()
-        )
+        return _Rank(socket.gethostname(), os.getpid(), _machine(), beacon, why_no_engine)
 
 
 def _machine() -> str:

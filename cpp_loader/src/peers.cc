@@ -234,7 +234,7 @@ bool Peers::Reach(Peer& peer) {
     if (peer.shard.counters().token() == peer.address.token) return true;
     Drop(peer, "");  // it has closed its buffer, and the descriptor is another file's now
   } catch (const std::runtime_error& error) {
-    // A process that runs has closed its buffer: mapping was tried when this buffer was made (native_engine.py).
+    // A process that runs has closed its buffer: mapping was tried when this buffer was made (reach.py).
     Drop(peer, peer.process.Ended(kDying) ? "its process has ended" : "");
   }
   return false;
