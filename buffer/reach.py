@@ -1,17 +1,19 @@
 """How this rank reads the samples of the others: decided once, by all ranks together, when a buffer is made.
 
 On one node through shared memory, between nodes through UCX, and where neither reaches through collectives, which the
-Python engine does. All ranks must come to the same answer, so everything it depends on is exchanged first. Nothing is
-allocated for samples or connected here.
+Python engine does. All ranks must come to the same answer, so everything it depends on is exchanged first, once in a
+job: ranks stay where they are. Nothing is allocated for samples or connected here.
 """
 
 import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from reprise.buffer import native_engine
 from reprise.buffer.native_engine import Reach
@@ -20,6 +22,7 @@ from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import SharedUserError, UserError
 from reprise.runtime.registry import nearest
 
+T = TypeVar("T")
 TRANSPORTS = ("auto", "shm", "ucx", "collectives")
 
 
@@ -42,33 +45,29 @@ def decide(spec: Spec, comm: Communicator, implementation: str, transport: str) 
         return Reach("none", why_python)
     if implementation == "python":
         return Reach("collectives")
-    with _beacon() as beacon:  # its contents serve as the job's secret too
-        ranks = comm.collect(lambda: _Rank.own(beacon, why_python), name="rehearsal.ranks")
-        names = tuple(f"rank {rank} ({one.host}:{one.pid})" for rank, one in enumerate(ranks))
-        neighbour = _next_on_machine(ranks, comm.rank)
-        hidden = comm.collect(lambda: _why_hidden(ranks[neighbour]), name="rehearsal.neighbours")
+    ranks = _ranks(comm)
+    names = tuple(f"rank {rank} ({one.host}:{one.pid})" for rank, one in enumerate(ranks))
     for name, one in zip(names, ranks, strict=True):
         if one.why_no_engine:
             return Reach("collectives", f"{name}: {one.why_no_engine}", names)
     if transport == "collectives":
         return Reach("collectives", "transport 'collectives' was asked for", names)
     # A machine on which anybody is hidden is as many machines as it has ranks.
-    broken = {one.machine for one, reason in zip(ranks, hidden, strict=True) if reason}
+    broken = {one.machine for one in ranks if one.why_hidden}
     machines = [f"{one.machine} {rank}" if one.machine in broken else one.machine for rank, one in enumerate(ranks)]
     if transport != "ucx" and len(set(machines)) == 1:
         return Reach("shm", "", names, frozenset(range(comm.size)))
     why_apart = next(
         (
-            f"{name} cannot read its neighbour's memory ({reason})"
-            for name, reason in zip(names, hidden, strict=True)
-            if reason
+            f"{name} cannot read its neighbour's memory ({one.why_hidden})"
+            for name, one in zip(names, ranks, strict=True)
+            if one.why_hidden
         ),
         f"ranks are on {len(set(machines))} nodes",
     )
     if transport == "shm":
         raise SharedUserError(f"transport 'shm' does not reach all ranks: {why_apart}; use transport 'auto'")
-    # Only now: looking for UCX loads it, which a process that does not need it should be spared.
-    for name, reason in zip(names, comm.collect(native_engine.why_no_network, name="rehearsal.network"), strict=True):
+    for name, reason in zip(names, _why_no_network(comm), strict=True):
         if reason:
             if transport == "ucx":
                 raise SharedUserError(f"transport 'ucx': {name}: {reason}")
@@ -89,6 +88,7 @@ class _Rank:
     machine: str  # ranks with the same may map each other's memory
     beacon: tuple[int, str]  # descriptor and contents of a piece of memory
     why_no_engine: str
+    why_hidden: str = ""  # why it cannot read its neighbour's memory
 
     @staticmethod
     def own(beacon: tuple[int, str], why_no_engine: str) -> "_Rank":
@@ -102,6 +102,33 @@ def _machine() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')} {os.getuid()}"
     except OSError:
         return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _once_in_a_job(find: Callable[[Communicator], T]) -> Callable[[Communicator], T]:
+    """Keep what a collective has found with the communicator."""
+    found: weakref.WeakKeyDictionary[Communicator, T] = weakref.WeakKeyDictionary()
+
+    def look(comm: Communicator) -> T:
+        if comm not in found:
+            found[comm] = find(comm)
+        return found[comm]
+
+    return look
+
+
+@_once_in_a_job
+def _ranks(comm: Communicator) -> list[_Rank]:
+    with _beacon() as beacon:  # its contents serve as the job's secret too
+        ranks = comm.collect(lambda: _Rank.own(beacon, native_engine.why_not()), name="rehearsal.ranks")
+        neighbour = _next_on_machine(ranks, comm.rank)
+        hidden = comm.collect(lambda: _why_hidden(ranks[neighbour]), name="rehearsal.neighbours")
+    return [replace(one, why_hidden=reason) for one, reason in zip(ranks, hidden, strict=True)]
+
+
+@_once_in_a_job
+def _why_no_network(comm: Communicator) -> list[str]:
+    # Asked late: looking for UCX loads it, which a process that does not need it should be spared.
+    return comm.collect(native_engine.why_no_network, name="rehearsal.network")
 
 
 def _next_on_machine(ranks: list[_Rank], own: int) -> int:

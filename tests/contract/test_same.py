@@ -141,7 +141,8 @@ def test_long_random_streams_give_the_same_slots_and_draws_everywhere(
     trio, comm, transport_of, folder, policy, candidates
 ):
     """Steps of all kinds in random order; states change hands and snapshots are read in mid-stream."""
-    steps = 1000 if comm.size == 1 else 150
+    # "python" exchanges three times a step, which on many ranks of few cores takes most of the test.
+    steps = {1: 1000, 2: 150}.get(comm.size, 80)
     choices = random.Random(f"{policy} {candidates}")  # the same on all ranks
     arguments = {"capacity": 41 * comm.size + 1, "draws": (6, 3, 0), "candidates": candidates, "policy": policy}
     arguments["seed"] = choices.getrandbits(70) - 2**69
@@ -159,7 +160,7 @@ def test_long_random_streams_give_the_same_slots_and_draws_everywhere(
             step_of_all(buffers, lambda buffer: buffer.wait())
         if step % 50 == 7:
             rotated(buffers)
-        if step % 400 == 99:
+        if step % 400 == 49:
             saved_and_restored(buffers, folder, choices.choice(list(buffers)), transport_of, arguments)
     assert refused
     states = [buffer.state_dict() for buffer in buffers.values()]
