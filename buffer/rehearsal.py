@@ -94,6 +94,7 @@ class RehearsalBuffer:
         together = scope == "global" and self._comm.size > 1
         folder = self._comm.agree(check, name="rehearsal.arguments") if together else check()
         self._reach = reach.decide(self.spec, self._comm, implementation, transport)
+        interface = interface or os.environ.get("UCX_NET_DEVICES", "") or self._reach.interface
         self.implementation = "python" if self._reach.why_python else implementation
         self._say_why_python(implementation)
         self._native: NativeEngine | None = None
@@ -101,7 +102,7 @@ class RehearsalBuffer:
         if not self.spec.exchanges:
             self._build(folder, threads, interface)
         else:
-            self._build_together(folder, threads, interface)
+            self._build_together(folder, threads, transport, interface)
         native_here = self._native if self._native is not None and self._native.device == self.device else None
         # "standard" gathers representatives to where they belong in the batch; the others' are copied there.
         self._in_place = native_here if self.implementation == "standard" else None
@@ -316,7 +317,7 @@ class RehearsalBuffer:
             self.spec,
             self._comm,
             reach=self._reach,
-            interface=interface or os.environ.get("UCX_NET_DEVICES", "") or self._reach.interface,
+            interface=interface,
             deterministic=self.deterministic,
             device=self.device,
             threads=threads,
@@ -324,7 +325,7 @@ class RehearsalBuffer:
         )
         return self._native.address if self.spec.exchanges else None
 
-    def _build_together(self, folder: str, threads: int, interface: str) -> None:
+    def _build_together(self, folder: str, threads: int, transport: str, interface: str) -> None:
         """Make every rank's engine and tell them of each other; what one rank is refused is raised on all."""
         try:
             addresses = self._comm.collect(lambda: self._build(folder, threads, interface), name="rehearsal.addresses")
@@ -335,7 +336,7 @@ class RehearsalBuffer:
         if self._native is not None:
             self._native.connect([address for address in addresses if address is not None])
         if "ucx" in self.transport:
-            self._check_network(folder, interface or os.environ.get("UCX_NET_DEVICES", ""))
+            self._check_network(folder, transport, interface)
         if self._comm.rank == 0:
             logger.info("rehearsal buffer: %d ranks read each other's samples by %s", self._comm.size, self.transport)
 
@@ -349,8 +350,8 @@ class RehearsalBuffer:
             reason = str(error).splitlines()[0]
             raise UserError(f"no room for the rehearsal buffer: {reason}; lower capacity") from error
 
-    def _check_network(self, folder: str, interface: str) -> None:
-        """Make sure that ranks on other nodes answer, else go through collectives. interface: what the user chose."""
+    def _check_network(self, folder: str, transport: str, interface: str) -> None:
+        """Make sure that ranks on other nodes answer, else go through collectives, unless something else was chosen."""
         native = self._native
         assert native is not None
         reason = next(filter(None, self._comm.collect(native.why_apart, name="rehearsal.greetings")), "")
@@ -359,6 +360,8 @@ class RehearsalBuffer:
         native.close()
         if interface:
             raise SharedUserError(f"interface '{interface}' does not connect all ranks: {reason}; choose another")
+        if transport != "auto":
+            raise SharedUserError(f"transport '{transport}' does not reach all ranks: {reason}; choose an interface")
         asked = self.implementation
         self.implementation, self._native, self._reach = "python", None, Reach("collectives", reason)
         self._engine = self._comm.agree(lambda: self._python_engine(folder), name="rehearsal.python")

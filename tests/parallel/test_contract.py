@@ -3,10 +3,12 @@
 Launcher, number of ranks and transport, in every combination with --whole.
 """
 
+import socket
 from itertools import product
 from pathlib import Path
 
 import launch
+import psutil
 import pytest
 
 SUITE = Path(__file__).parents[1] / "contract"
@@ -17,6 +19,7 @@ WHOLE = [*product(LAUNCHERS, (1,), ("auto",)), *product(LAUNCHERS, SIZES, TRANSP
 CHOSEN = [
     ("horovodrun", 2, "collectives"),
     ("horovodrun", 2, "shm"),
+    ("horovodrun", 2, "ucx"),
     ("mpirun", 2, "collectives"),
     ("mpirun", 2, "shm"),
     ("torchrun", 2, "ucx"),
@@ -34,12 +37,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_the_contract_holds_on_several_ranks(launcher, num_ranks, transport):
     if launcher not in launch.available():
         pytest.skip(f"{launcher} is not installed")
+    environment = {"REPRISE_TIMEOUT": "120", "OMP_NUM_THREADS": "1", "CONTRACT_TRANSPORT": transport}
+    if transport == "ucx" and launcher != "torchrun":
+        environment["UCX_NET_DEVICES"] = interface()
     finished = launch.run(
         launcher,
         num_ranks,
         ["-m", "pytest", SUITE, "-x", "-q", "-p", "no:cacheprovider", "--timeout", "200"],
-        env={"REPRISE_TIMEOUT": "120", "OMP_NUM_THREADS": "1", "CONTRACT_TRANSPORT": transport},
+        env=environment,
         timeout=2400 if num_ranks > 4 else 900,
     )
     assert finished.returncode == 0, finished.output[-6000:]
     assert finished.stdout.count(" passed") == num_ranks
+
+
+def interface():
+    """One that is not the loopback interface, for the UCX that comes with Open MPI may be one that cannot use it."""
+    for name, status in psutil.net_if_stats().items():
+        addresses = [one.address for one in psutil.net_if_addrs()[name] if one.family == socket.AF_INET]
+        if status.isup and addresses and not addresses[0].startswith("127."):
+            return name
+    return "lo"
