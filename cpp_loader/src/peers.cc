@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 
@@ -19,7 +20,7 @@ constexpr auto kDying = std::chrono::milliseconds(500);
 constexpr unsigned kStepBits = 40;
 constexpr uint64_t kStepMask = (uint64_t{1} << kStepBits) - 1;
 // For remote ranks to finish the step that this rank has finished before it leaves.
-constexpr auto kLinger = std::chrono::seconds(5);
+constexpr auto kLinger = std::chrono::seconds(20);
 
 }  // namespace
 
@@ -185,6 +186,9 @@ std::vector<std::string> Peers::TakeLost() {
 
 void Peers::Linger() {
   if (!any_remote_ || !deterministic_) return;
+  // Nor does anybody have to wait for what it reads, above all not another one that lingers.
+  own_.counters().SetFetched(std::numeric_limits<uint64_t>::max());
+  TellAll();
   const auto end = Clock::now() + kLinger;
   for (const auto& peer : peers_) {
     if (!peer || peer->address.mapped || peer->gone) continue;
@@ -197,8 +201,9 @@ void Peers::Linger() {
 
 void Peers::Leave(Counters::State state) {
   if (own_.counters().state() != Counters::kOpen) return;
-  // A step that was ended by Stop has not failed.
-  own_.counters().SetState(stopping_.load(std::memory_order_relaxed) ? Counters::kClosed : state);
+  // A step that was ended by Stop has not failed, and others may still draw from what it left: Close comes back to it.
+  if (state == Counters::kBroken && stopping_.load(std::memory_order_relaxed)) return;
+  own_.counters().SetState(state);
   if (any_remote_) TellAll();
 }
 

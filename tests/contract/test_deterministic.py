@@ -2,13 +2,14 @@
 
 import json
 import random
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from behaviour import batch_size, identity, label, record
-from streams import MANY_FIELDS, encode, feed, identities, label_of, raw, task_of
+from streams import MANY_FIELDS, ask, encode, feed, identities, label_of, raw, task_of
 
 VECTORS = json.loads((Path(__file__).parent / "behaviour_vectors.json").read_text())
 POLICIES = ["class_balanced", "reservoir", "fifo"]
@@ -48,6 +49,31 @@ def arguments(comm, policy="class_balanced", seed=5):
         "policy": policy,
         "seed": seed,
     }
+
+
+def test_a_rank_that_closes_in_mid_step_is_drawn_from_to_its_end(make, comm, implementation):
+    """It has inserted its batch of a step that it does not draw for any more; the others do."""
+    if comm.size == 1 or implementation == "python":
+        pytest.skip("'python' inserts and draws in one call, and one rank has no others")
+    buffer = make(draws=(64 * comm.size,))
+    for step in range(3):
+        feed(buffer, identities(comm.rank, 4 * step, 4))
+        buffer.wait()
+    closing = threading.Thread(target=buffer.close)
+    if comm.rank == 0:
+        feed(buffer, identities(0, 12, 4))
+        while buffer.timings()["insert"]["count"] < 4:
+            time.sleep(0.001)
+        closing.start()
+        time.sleep(0.2)
+    comm.barrier()
+    if comm.rank == 0:
+        closing.join()
+    else:
+        feed(buffer, identities(comm.rank, 12, 4))
+        buffer.wait()
+        ask(buffer)
+        assert len(buffer.wait()[0]) == 16 * comm.size
 
 
 @pytest.mark.parametrize("policy", POLICIES)
