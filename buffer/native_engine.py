@@ -7,9 +7,9 @@ them alive. Decides nothing: see cpp_loader/src/engine.h for what happens on the
 import logging
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _KEPT_COLUMNS = ("y", "task")
 _CPU = torch.device("cpu")
@@ -123,6 +125,7 @@ class NativeEngine:
                 deterministic=deterministic,
                 limit_s=comm.limit_s if spec.exchanges else 0,
                 network=(cpp_loader.ucx_library(), interface, "", reach.key) if "ucx" in reach.transport else None,
+                wrap=_weakly(self._wrapped),
                 report=_report_lost,
             )
         except RuntimeError as error:
@@ -137,13 +140,8 @@ class NativeEngine:
         self.storages: frozenset[int] = frozenset()  # addresses of all columns' memory
         self._host: list[Columns] = []  # per staging slot: where the engine gathers to
         self._staging: list[Columns] = []  # per staging slot: where draws are delivered; _host without a device
-        self._draws: dict[tuple[int, tuple[int, ...]], tuple[Draw, ...]] = {}
         self._map_staging()
-        # Queues a step, if the batch (fields, y, task) is right and plain: rows back to back, on the host or where
-        # draws are delivered. Looks at it in one go, says False and does nothing for any other. Keeps the tensors
-        # until the engine has copied them, raises what went wrong in the engine. The core's own method: every call in
-        # between costs the step.
-        self.submit_as_is = self._core.submit
+        self._bind()
         # The tensors outlive the thread that reads them, also when nobody calls close() before the interpreter ends.
         self._close = weakref.finalize(self, self._core.close)
         _engines.add(self)
@@ -186,18 +184,6 @@ class NativeEngine:
         staging = self._staging  # close() may come from another thread
         slot, sizes = self._core.wait()
         return Prepared(staging[slot], self._front, sizes)
-
-    def draws(self) -> tuple[Draw, ...]:
-        """wait(), as what the user gets. Slots and sizes recur, and a Draw is only a view of its slot's rows."""
-        known, staging = self._draws, self._staging
-        delivery = self._core.wait()
-        draws = known.get(delivery)
-        if draws is None:
-            slot, sizes = delivery
-            draws = draws_of(Prepared(staging[slot], self._front, sizes))
-            if sizes == self.spec.draws:  # those of a buffer that is still filling do not come again
-                known[delivery] = draws
-        return draws
 
     def reserve_front(self, rows: int) -> None:
         """Have room for so many new samples in front of the draws of every step."""
@@ -287,18 +273,33 @@ class NativeEngine:
 
     def close(self) -> None:
         self._close()
-        self._host, self._staging, self._draws = [], [], {}
+        self._host, self._staging = [], []
 
     def orphan(self) -> None:
         """This is a forked child: every later use but close() raises."""
         self._core = cast(Any, _Orphan())
-        self.submit_as_is = self._core.submit
+        self._bind()
 
     def fail_next_step(self, message: str) -> None:
         """Make the engine's next step fail, to test what happens then."""
         self._core.fail_next_step(message)
 
     # ---- inside
+
+    def _bind(self) -> None:
+        """The calls of a step are the core's own methods: every call in between costs the step."""
+        # Queues a step, if the batch (fields, y, task) is right and plain: rows back to back, on the host or where
+        # draws are delivered. Looks at it in one go, says False and does nothing for any other. Keeps the tensors
+        # until the engine has copied them, raises what went wrong in the engine.
+        self.submit_as_is = self._core.submit
+        # wait(), as what the user gets.
+        self.draws = self._core.draws
+
+    def _wrapped(self, slot: int, sizes: tuple[int, ...]) -> tuple[Draw, ...]:
+        staging = self._staging
+        if not staging:  # meanwhile, in another thread
+            raise RuntimeError("the rehearsal buffer is closed")
+        return draws_of(Prepared(staging[slot], self._front, sizes))
 
     def _load(self, shard: dict[str, Any], step: int, started: bool, fills: list[tuple[int, int]]) -> None:
         policy = policy_arrays(shard)
@@ -323,7 +324,7 @@ class NativeEngine:
     def _map_staging(self) -> None:
         """Wrap the staging slots' columns as tensors: front rows for new samples, the draws behind them."""
         total = sum(self.spec.draws)
-        self._host, self._draws = [], {}
+        self._host = []
         for slot in range(3):
             memory, front, offsets = self._core.staging(slot)
             columns = {}
@@ -342,7 +343,7 @@ class NativeEngine:
     def _map_device(self) -> None:
         """Make the slots' twins on the device, and have what is pending copied there."""
         total = sum(self.spec.draws)
-        self._staging, self._draws = [], {}
+        self._staging = []
         for slot in range(3):
             columns = {n: f.empty(self._front + total, self.device) for n, f in self._columns().items()}
             columns["weight"].fill_(1.0)
@@ -359,6 +360,18 @@ class NativeEngine:
         """The host's rows of a slot's draws."""
         front = self._front if self.device == _CPU else 0
         return {name: column[front : front + sum(sizes)] for name, column in self._host[slot].items()}
+
+
+def _weakly(method: Callable[..., T]) -> Callable[..., T]:
+    """Of an object that is not kept alive by it."""
+    weak = weakref.WeakMethod(method)
+
+    def call(*arguments: object) -> T:
+        bound = weak()
+        assert bound is not None
+        return bound(*arguments)
+
+    return call
 
 
 def _report_lost(line: str) -> None:

@@ -106,7 +106,7 @@ class RehearsalBuffer:
         native_here = self._native if self._native is not None and self._native.device == self.device else None
         # "standard" gathers representatives to where they belong in the batch; the others' are copied there.
         self._in_place = native_here if self.implementation == "standard" else None
-        self._draws_here = native_here.draws if native_here is not None else None
+        self._native_here = native_here
         self._batches = CopiedBatches(self.spec, self.device)
 
     # ---- a step
@@ -135,8 +135,8 @@ class RehearsalBuffer:
 
         A draw has min(r, samples stored) rows on `device`, valid until the next `wait()` or `augment()` returns.
         """
-        if self._draws_here is not None:
-            return self._draws_here()
+        if self._native_here is not None:
+            return self._native_here.draws()
         self._open()
         return draws_of(self._prepared())
 
@@ -377,7 +377,7 @@ class RehearsalBuffer:
 
     def _prepared(self) -> Prepared:
         prepared = self._engine.wait()
-        if self._draws_here is not None or self.device.type == "cpu":
+        if self._native_here is not None or self.device.type == "cpu":
             return prepared
         delivered = {name: value.to(self.device, non_blocking=True) for name, value in prepared.columns.items()}
         return prepared._replace(columns=delivered)

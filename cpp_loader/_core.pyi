@@ -1,6 +1,7 @@
 """The compiled engine; see src/engine.h for the contract. Addresses are of memory that the caller keeps alive."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,7 @@ class Engine:
         deterministic: bool,
         limit_s: float,
         network: tuple[str, str, str, int] | None,
+        wrap: Callable[[int, tuple[int, ...]], object],
         report: Callable[[str], None],
     ) -> None:
         """prototypes, labels: tensors (0, *shape) of the fields and labels that will be submitted.
@@ -49,8 +51,8 @@ class Engine:
         of the stream that torch works on there, asked where torch does not say it to C. exchanges: draw from all ranks;
         connect() comes first. limit_s: how long a deterministic step waits for another rank, and a request for its
         answer. network: UCX's library, interfaces and transports (empty: its choice), and the secret of the job; None:
-        all ranks are on this node. report: gets a line for
-        each rank that is lost, from within wait(), drain() or fills().
+        all ranks are on this node. wrap: makes of a staging slot and the rows of each draw what draws() returns.
+        report: gets a line for each rank that is lost, from within wait(), draws(), drain() or fills().
         """
 
     def address(self) -> tuple[int, int, int, int, int, bytes]:
@@ -71,6 +73,9 @@ class Engine:
     def not_pinned(self) -> str: ...
     def wait(self) -> tuple[int, tuple[int, ...]]:
         """(staging slot, rows of each draw)."""
+
+    def draws(self) -> Any:
+        """wait(), as `wrap` has made it; asked once for a slot's complete draws, until its memory is another."""
 
     def drain(self) -> None: ...
     def next_slot(self) -> int: ...

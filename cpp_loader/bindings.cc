@@ -8,6 +8,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -84,8 +85,10 @@ py::tuple ToTuple(const reprise::Delivery& delivery) {
 class BoundEngine {
  public:
   BoundEngine(reprise::EngineOptions options, const py::dict& prototypes, const py::object& labels,
-              const py::object& current_stream, py::object report)
-      : report_(std::move(report)),
+              const py::object& current_stream, py::object wrap, py::object report)
+      : all_rows_(options.draws),
+        wrap_(std::move(wrap)),
+        report_(std::move(report)),
         intake_(prototypes.ptr(), labels.ptr(), options.cuda_device, current_stream.ptr()),
         engine_(new Engine(std::move(options))) {}
   ~BoundEngine() {
@@ -94,12 +97,13 @@ class BoundEngine {
 
   Engine& engine() const { return *engine_; }
 
-  bool Submit(const py::dict& fields, const py::object& labels, const py::object& task) {
+  py::object Submit(PyObject* const* arguments, Py_ssize_t count) {
+    if (count != 3 || !PyDict_Check(arguments[0])) throw py::type_error("submit(fields, labels, task)");
     const auto start = reprise::Histogram::Clock::now();
     Release();
     reprise::Batch batch;
     reprise::KeptBatch kept;
-    if (!intake_.Read(fields.ptr(), labels.ptr(), task.ptr(), batch, kept)) return false;
+    if (!intake_.Read(arguments[0], arguments[1], arguments[2], batch, kept)) return py::bool_(false);
     uint64_t number;
     if (engine_->behind()) {
       const py::gil_scoped_release release;
@@ -109,10 +113,30 @@ class BoundEngine {
     }
     kept_.emplace_back(number, std::move(kept));
     submit_time_.Add(reprise::Histogram::Clock::now() - start);
-    return true;
+    return py::bool_(true);
   }
 
-  py::tuple Wait() {
+  py::tuple Wait() { return ToTuple(Delivered()); }
+
+  py::object Draws(PyObject* const*, Py_ssize_t count) {
+    if (count != 0) throw py::type_error("draws()");
+    const reprise::Delivery delivery = Delivered();
+    // Those of a buffer that is still filling do not come again.
+    if (delivery.sizes != all_rows_) return Wrapped(delivery);
+    py::object& wrapped = wrapped_[delivery.slot];
+    if (!wrapped) wrapped = Wrapped(delivery);
+    return wrapped;
+  }
+
+  void ReserveFront(uint64_t rows) {
+    {
+      const py::gil_scoped_release release;
+      engine_->ReserveFront(rows);
+    }
+    wrapped_ = {};
+  }
+
+  reprise::Delivery Delivered() {
     const reprise::Cuda::Stream stream = intake_.CurrentStream();
     reprise::Delivery delivery;
     if (engine_->ready()) {
@@ -123,7 +147,7 @@ class BoundEngine {
     }
     Release();
     ReportLost();
-    return ToTuple(delivery);
+    return delivery;
   }
 
   void Drain() {
@@ -181,6 +205,7 @@ class BoundEngine {
 
   void SetDeviceRows(uint32_t slot, std::vector<Address> columns) {
     const reprise::Cuda::Stream stream = intake_.CurrentStream();
+    wrapped_.at(slot) = {};
     const py::gil_scoped_release release;
     engine_->SetDeviceRows(slot, {columns.begin(), columns.end()}, stream);
   }
@@ -192,6 +217,7 @@ class BoundEngine {
       engine_->Close();
     }
     kept_.clear();
+    wrapped_ = {};
   }
 
   py::dict Stats() const {
@@ -211,6 +237,11 @@ class BoundEngine {
     entry["p50_ms"] = stats.p50_ms;
     entry["p95_ms"] = stats.p95_ms;
     result[py::str(name)] = std::move(entry);
+  }
+
+  py::object Wrapped(const reprise::Delivery& delivery) const {
+    const py::tuple pair = ToTuple(delivery);
+    return wrap_(pair[0], pair[1]);
   }
 
   void ReportLost() {
@@ -234,6 +265,9 @@ class BoundEngine {
     }
   }
 
+  const std::vector<uint32_t> all_rows_;  // of each draw, once as much is stored
+  const py::object wrap_;
+  std::array<py::object, Engine::kSlots> wrapped_;  // what wrap_ has made of a slot's complete draws
   py::object report_;
   reprise::Intake intake_;
   std::deque<std::pair<uint64_t, reprise::KeptBatch>> kept_;  // by step
@@ -241,6 +275,34 @@ class BoundEngine {
   bool closed_ = false;
   reprise::EngineHandle engine_;
 };
+
+// A method that is called without pybind11's dispatch. On caches that a training step has filled, that takes longer
+// than what a step does here.
+template <py::object (BoundEngine::*kMethod)(PyObject* const*, Py_ssize_t)>
+PyObject* Call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  auto* const engine =
+      static_cast<BoundEngine*>(reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr());
+  try {
+    return (engine->*kMethod)(arguments, count).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+template <py::object (BoundEngine::*kMethod)(PyObject* const*, Py_ssize_t)>
+void DefineStepCall(py::class_<BoundEngine>& type, const char* name) {
+  static PyMethodDef definition = {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(Call<kMethod>)),
+                                   METH_FASTCALL, nullptr};
+  type.attr(name) =
+      py::reinterpret_steal<py::object>(PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &definition));
+}
 
 py::tuple StagingOf(const Engine& engine, uint32_t slot) {
   const reprise::Staging& staging = engine.staging(slot);
@@ -265,12 +327,15 @@ PYBIND11_MODULE(_core, module) {
                            static_cast<py::ssize_t>(memory.slab->size()));
   });
 
-  py::class_<BoundEngine>(module, "Engine", "One rank's rehearsal engine; see src/engine.h.")
+  py::class_<BoundEngine> engine(module, "Engine", "One rank's rehearsal engine; see src/engine.h.");
+  DefineStepCall<&BoundEngine::Submit>(engine, "submit");
+  DefineStepCall<&BoundEngine::Draws>(engine, "draws");
+  engine
       .def(py::init([](const py::dict& prototypes, const py::object& labels, std::vector<uint64_t> field_bytes,
                        uint32_t share, std::string policy, std::vector<uint32_t> draws, uint32_t candidates,
                        uint64_t seed, uint32_t rank, uint32_t world_size, unsigned threads, std::string storage,
                        int cuda_device, const py::object& current_stream, bool exchanges, bool deterministic,
-                       double limit_s, const std::optional<Network>& network, py::object report) {
+                       double limit_s, const std::optional<Network>& network, py::object wrap, py::object report) {
              reprise::EngineOptions options{std::move(field_bytes),
                                             share,
                                             std::move(policy),
@@ -291,13 +356,13 @@ PYBIND11_MODULE(_core, module) {
                         options.network->key) = *network;
              }
              return std::make_unique<BoundEngine>(std::move(options), prototypes, labels, current_stream,
-                                                  std::move(report));
+                                                  std::move(wrap), std::move(report));
            }),
            py::kw_only(), py::arg("prototypes"), py::arg("labels"), py::arg("field_bytes"), py::arg("share"),
            py::arg("policy"), py::arg("draws"), py::arg("candidates"), py::arg("seed"), py::arg("rank"),
            py::arg("world_size"), py::arg("threads"), py::arg("storage"), py::arg("cuda_device"),
            py::arg("current_stream"), py::arg("exchanges"), py::arg("deterministic"), py::arg("limit_s"),
-           py::arg("network"), py::arg("report"))
+           py::arg("network"), py::arg("wrap"), py::arg("report"))
       .def(
           "why_silent", [](BoundEngine& self, uint32_t rank) { return self.engine().WhySilent(rank); }, Release())
       .def(
@@ -305,7 +370,6 @@ PYBIND11_MODULE(_core, module) {
       .def("address", &BoundEngine::OwnAddress)
       .def("connect", &BoundEngine::Connect)
       .def("fills", &BoundEngine::Fills)
-      .def("submit", &BoundEngine::Submit)
       .def("wait", &BoundEngine::Wait)
       .def("drain", &BoundEngine::Drain)
       .def("close", &BoundEngine::Close)
@@ -315,8 +379,7 @@ PYBIND11_MODULE(_core, module) {
       .def("not_pinned", [](const BoundEngine& self) { return self.engine().not_pinned(); })
       .def("next_slot", [](const BoundEngine& self) { return self.engine().next_slot(); })
       .def("staging", [](const BoundEngine& self, uint32_t slot) { return StagingOf(self.engine(), slot); })
-      .def(
-          "reserve_front", [](BoundEngine& self, uint64_t rows) { self.engine().ReserveFront(rows); }, Release())
+      .def("reserve_front", &BoundEngine::ReserveFront)
       .def(
           "stored", [](BoundEngine& self) { return self.engine().stored(); }, Release())
       .def(

@@ -22,7 +22,18 @@ const dlpack::ExchangeApi* FindApi(PyTypeObject* tensor_type) {
 // torch's count of in-place changes, -1 for tensors without one (made in inference mode).
 int64_t VersionOf(PyObject* tensor) {
   static PyObject* const name = Name("_version");
-  const Object version = Object::Own(PyObject_GetAttr(tensor, name));
+  // Looked up once: tensors come one by one, to caches that know nothing of their type any more.
+  static const PyTypeObject* type = nullptr;
+  static const PyGetSetDef* getter = nullptr;
+  static Object descriptor;
+  if (Py_TYPE(tensor) != type) {
+    descriptor = Attribute(reinterpret_cast<PyObject*>(Py_TYPE(tensor)), "_version");
+    PyErr_Clear();
+    const bool simple = descriptor && Py_TYPE(descriptor.get()) == &PyGetSetDescr_Type;
+    getter = simple ? reinterpret_cast<PyGetSetDescrObject*>(descriptor.get())->d_getset : nullptr;
+    type = Py_TYPE(tensor);
+  }
+  const Object version = Object::Own(getter ? getter->get(tensor, getter->closure) : PyObject_GetAttr(tensor, name));
   const int64_t number = version ? PyLong_AsLongLong(version.get()) : -1;
   PyErr_Clear();
   return number;
