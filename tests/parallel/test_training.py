@@ -19,10 +19,12 @@ ER = ["--model", "Er", "--buffer-config", "{'rehearsal_ratio': 30, 'deterministi
 COLLECTIVES = ["--model", "Er", "--buffer-config", ER[-1].replace("}", ", 'transport': 'collectives'}")]
 
 
-def train(launcher: str, np_: int, folder: Path, name: str, *arguments: str, fault: str = "plain") -> Path:
+def train(
+    launcher: str, np_: int, folder: Path, name: str, *arguments: str, fault: str = "plain", limit_s: float = 180
+) -> Path:
     """Train under a launcher and return the run's folder."""
     command = [HERE / "train_worker.py", fault, *DIGITS, *arguments, "--results-dir", folder, "--save-dir", name]
-    finished = launch.run(launcher, np_, [str(part) for part in command], timeout=180)
+    finished = launch.run(launcher, np_, [str(part) for part in command], timeout=limit_s)
     assert finished.returncode == 0, finished.output
     return folder / name
 
@@ -58,6 +60,16 @@ def test_the_same_job_runs_and_repeats_under_every_launcher(tmp_path, launcher, 
     with open(first / "metrics.csv", newline="") as stream:
         counted = [float(row["value"]) for row in csv.DictReader(stream) if row["metric"] == "samples"]
     assert sum(counted) == 5 * 450
+
+
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("np_", [16, 32])
+def test_many_ranks_on_one_machine_train_a_short_job(request, tmp_path, np_):
+    if np_ > 16 and not request.config.getoption("--whole"):
+        pytest.skip("only with --whole")
+    done = train("torchrun", np_, tmp_path, "many", *FIVE_TASKS, "--batch-size", "2", *ER, limit_s=450)
+    result = summary(done)
+    assert (result["world_size"], result["buffer_transport"], result["samples_stored"]) == (np_, "shm", 404)
 
 
 @pytest.mark.parametrize("launcher", ["horovodrun", "torchrun"])
