@@ -116,7 +116,10 @@ void Network::Request(uint32_t rank, std::span<const uint32_t> slots, std::span<
 
 bool Network::Finish() { return impl_->client_.Finish(); }
 
-void Network::Look() { impl_->client_.Advance(); }
+void Network::Look() {
+  impl_->client_.Advance();
+  if (impl_->board_.any_in_doubt()) impl_->server_.Wake();  // which judges
+}
 
 void Network::Stop() { impl_->client_.Stop(); }
 

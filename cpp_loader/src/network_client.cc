@@ -21,6 +21,7 @@ using Clock = std::chrono::steady_clock;
 // Told messages to one rank that wait for room; after that only the latest news of each rank are kept.
 constexpr uint32_t kMaxSending = 64;
 constexpr auto kEndLimit = std::chrono::milliseconds(250);
+constexpr auto kLookEvery = std::chrono::milliseconds(10);
 
 std::string Seconds(std::chrono::nanoseconds time) {
   const auto tenths = std::chrono::duration_cast<std::chrono::milliseconds>(time).count() / 100;
@@ -37,8 +38,7 @@ NetworkClient::NetworkClient(const UcxLibrary& library, const NetworkOptions& op
       unfinished_(std::move(unfinished)),
       wake_(MakeEventDescriptor()),
       peers_(options.world_size),
-      reads_(worker_, options, layout, board,
-             [this](uint32_t rank, Counters::State state, const std::string& reason) { Fail(rank, state, reason); }),
+      reads_(worker_, options, layout, board, [this](uint32_t rank) { Broken(rank); }),
       worker_(library, options.devices, options.transports, options.reads) {
   for (size_t field = 0; field < layout.num_fields(); ++field) record_bytes_ += layout.field_bytes(field);
   for (uint32_t rank = 0; rank < peers_.size(); ++rank) {
@@ -198,7 +198,7 @@ void NetworkClient::Send(Message& message, unsigned id) {
   }
   messages_.emplace_back(&message);
   if (UCS_PTR_IS_ERR(request)) {
-    Fail(peer.rank, Counters::kBroken, "sending failed: " + library_.Text(UCS_PTR_STATUS(request)));
+    Doubt(peer.rank, "sending failed: " + library_.Text(UCS_PTR_STATUS(request)));
   }
 }
 
@@ -274,7 +274,6 @@ bool NetworkClient::Finish() {
       idle = false;
       continue;
     }
-    reads_.Judge();
     if (Overdue()) break;
     if (!idle) {
       idle = worker_.Arm();
@@ -287,6 +286,7 @@ bool NetworkClient::Finish() {
   for (auto& asked : asked_) asked_before_.push_back(std::move(asked));
   asked_.clear();
   SettleReads();
+  if (!complete) AwaitVerdicts();
   lost_ = false;
   PayOwed();
   const bool unfinished = Unfinished();
@@ -311,7 +311,7 @@ void NetworkClient::SettleReads() {
   bool hurried = false;
   for (bool idle = false;;) {
     CloseBroken();
-    if (!reads_.unsettled()) break;
+    if (!reads_.under_way()) break;
     if (!hurried && stopping_.load(std::memory_order_relaxed)) {
       hurried = true;
       reads_.Hurry(Clock::now() + kEndLimit);
@@ -320,7 +320,6 @@ void NetworkClient::SettleReads() {
       idle = false;
       continue;
     }
-    reads_.Judge();
     for (const uint32_t rank : reads_.TakeLate(Clock::now())) {
       if (!hurried) {
         Fail(rank, Counters::kBroken, "it has not answered within " + Seconds(options_.limit));
@@ -336,6 +335,17 @@ void NetworkClient::SettleReads() {
     idle = false;
   }
   reads_.Clear();
+}
+
+void NetworkClient::AwaitVerdicts() {
+  while (board_.any_in_doubt() && !stopping_.load(std::memory_order_relaxed)) {
+    if (worker_.Progress()) continue;
+    const auto now = Clock::now();
+    const auto judge = board_.Judge(now);
+    // Goodbyes come to the server as well.
+    if (board_.any_in_doubt() && worker_.Arm()) SleepUntil(std::min(judge, now + kLookEvery), true);
+  }
+  CloseBroken();
 }
 
 void NetworkClient::Sleep() {
@@ -362,16 +372,20 @@ void NetworkClient::Stop() {
 void NetworkClient::OnBroken(void* arg, ucp_ep_h, ucs_status_t status) {
   Peer& peer = *static_cast<Peer*>(arg);
   NetworkClient& client = *peer.client;
-  const std::string reason = "the connection is broken: " + client.library_.Text(status);
-  if (client.reads_.Doubt(peer.rank, reason)) {
-    peer.broken = client.broken_ = true;
-  } else {
-    client.Fail(peer.rank, Counters::kBroken, reason);
-  }
+  client.Doubt(peer.rank, "the connection is broken: " + client.library_.Text(status));
 }
 
 void NetworkClient::Fail(uint32_t rank, Counters::State state, const std::string& reason) {
   board_.Fail(rank, state, reason);
+  Broken(rank);
+}
+
+void NetworkClient::Doubt(uint32_t rank, const std::string& reason) {
+  board_.Doubt(rank, reason);
+  Broken(rank);
+}
+
+void NetworkClient::Broken(uint32_t rank) {
   Peer& peer = peers_[rank];
   if (peer.endpoint) peer.broken = broken_ = true;
   for (const auto& asked : asked_) lost_ |= asked->rank == rank;

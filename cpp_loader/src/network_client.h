@@ -94,10 +94,16 @@ class NetworkClient {
   // Takes in a part of a reply; checked before.
   void Deliver(const wire::Reply& reply, const std::byte* data, uint64_t bytes);
   void Fail(uint32_t rank, Counters::State state, const std::string& reason);
+  // As Fail, unless it turns out that the rank has left.
+  void Doubt(uint32_t rank, const std::string& reason);
+  // The rank has failed.
+  void Broken(uint32_t rank);
   void CloseBroken();
   bool Overdue();
   // Bring to an end what still writes to targets, if need be by closing the connection.
   void SettleReads();
+  // Sleep until nobody is in doubt, or Stop.
+  void AwaitVerdicts();
   bool Unfinished() const { return sending_ > 0 || broken_ || worker_.closing(); }
   void Sleep();
   // stoppable: Stop wakes it, also when it has been called before.

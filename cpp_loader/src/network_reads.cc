@@ -13,10 +13,6 @@ namespace {
 
 // A record is being written for about as long as the copy of a batch takes.
 constexpr auto kPause = std::chrono::microseconds(20);
-// For a goodbye to come, from a rank that cannot be read any more.
-constexpr auto kGoodbye = std::chrono::seconds(1);
-// How often to look whether it has come: it may come to the server.
-constexpr auto kLookEvery = std::chrono::milliseconds(10);
 // For reads to come to their end when their connection is closed.
 constexpr auto kEndLimit = std::chrono::milliseconds(250);
 
@@ -59,12 +55,12 @@ Window Window::Unpack(std::string_view packed) {
 }
 
 NetworkReads::NetworkReads(UcxWorker& worker, const NetworkOptions& options, const Layout& layout, NewsBoard& board,
-                           Fail fail)
+                           Broken broken)
     : worker_(worker),
       options_(options),
       layout_(layout),
       board_(board),
-      fail_(std::move(fail)),
+      broken_(std::move(broken)),
       remotes_(options.world_size) {
   for (size_t field = 0; field < layout.num_fields(); ++field) {
     offsets_.push_back(record_bytes_);
@@ -138,7 +134,7 @@ void NetworkReads::Begin(uint32_t rank, std::span<const uint32_t> slots, std::sp
   read.todo.resize(slots.size());
   std::iota(read.todo.begin(), read.todo.end(), 0);
   read.phase = Phase::kBegin;
-  read.over = read.doubted = false;
+  read.over = false;
   read.deadline = deadline;
   read.not_before = Clock::time_point::min();
   Step(read);
@@ -146,7 +142,7 @@ void NetworkReads::Begin(uint32_t rank, std::span<const uint32_t> slots, std::sp
 
 void NetworkReads::Get(Read& read, void* target, uint64_t offset, uint64_t bytes) {
   Remote& remote = remotes_[read.rank];
-  if (read.doubted || !remote.endpoint) return;
+  if (!remote.endpoint || is_over(read)) return;
   num_reads_.fetch_add(1, std::memory_order_relaxed);
   num_bytes_.fetch_add(bytes, std::memory_order_relaxed);
   ucs_status_ptr_t const request =
@@ -187,7 +183,7 @@ bool NetworkReads::Go() {
 }
 
 bool NetworkReads::Step(Read& read) {
-  if (read.under_way || read.doubted || is_over(read)) return false;
+  if (read.under_way || is_over(read)) return false;
   switch (read.phase) {
     case Phase::kBegin:
       if (Clock::now() < read.not_before) return false;
@@ -313,41 +309,16 @@ void NetworkReads::ForTargets(const Read& read, uint64_t offset, uint64_t bytes,
 
 // ---- failures, and the end
 
-void NetworkReads::Doubt(Read& read, const std::string& reason) {
+void NetworkReads::Doubt(const Read& read, const std::string& reason) {
   // Reads that end because they are ended here mean nothing.
-  if (read.doubted || !remotes_[read.rank].endpoint || is_over(read)) return;
-  read.doubted = true;
-  read.reason = reason;
-  read.doubted_until = Clock::now() + kGoodbye;
+  if (!remotes_[read.rank].endpoint || is_over(read)) return;
+  board_.Doubt(read.rank, reason);
+  broken_(read.rank);
 }
 
-bool NetworkReads::Doubt(uint32_t rank, const std::string& reason) {
-  bool any = false;
-  for (const auto& read : reads_) {
-    if (read->rank != rank || is_over(*read)) continue;
-    any = true;
-    Doubt(*read, reason);
-    read->reason = reason;  // says more than that of the read that has failed with it
-  }
-  return any;
-}
-
-void NetworkReads::Judge() {
-  for (const auto& read : reads_) {
-    if (!read->doubted || is_over(*read)) continue;
-    const Counters::State state = board_.counters(read->rank).state();
-    if (state != Counters::kOpen) {
-      Left(*read, state);
-    } else if (Clock::now() >= read->doubted_until) {
-      read->over = true;
-      fail_(read->rank, Counters::kBroken, read->reason);
-    }
-  }
-}
-
-void NetworkReads::Left(Read& read, Counters::State state) {
-  read.over = true;
-  fail_(read.rank, state, state == Counters::kClosed ? "closed" : "its rehearsal buffer has failed");
+void NetworkReads::Left(const Read& read, Counters::State state) {
+  board_.Fail(read.rank, state, state == Counters::kClosed ? "closed" : "its rehearsal buffer has failed");
+  broken_(read.rank);
 }
 
 bool NetworkReads::is_reading(uint32_t rank) const {
@@ -357,18 +328,15 @@ bool NetworkReads::is_reading(uint32_t rank) const {
 NetworkReads::Clock::time_point NetworkReads::next() const {
   auto next = Clock::time_point::max();
   for (const auto& read : reads_) {
-    const bool over = is_over(*read);
-    if (read->under_way || (!over && !read->doubted)) next = std::min(next, read->deadline);
-    if (over) continue;
-    if (read->doubted) next = std::min({next, read->doubted_until, Clock::now() + kLookEvery});
-    if (!read->doubted && !read->under_way && read->phase == Phase::kBegin) next = std::min(next, read->not_before);
+    if (!read->under_way && is_over(*read)) continue;
+    next = std::min(next, read->deadline);
+    if (!read->under_way && read->phase == Phase::kBegin) next = std::min(next, read->not_before);
   }
   return next;
 }
 
-bool NetworkReads::unsettled() const {
-  return std::any_of(reads_.begin(), reads_.end(),
-                     [&](const auto& read) { return read->under_way || (read->doubted && !is_over(*read)); });
+bool NetworkReads::under_way() const {
+  return std::any_of(reads_.begin(), reads_.end(), [](const auto& read) { return read->under_way > 0; });
 }
 
 void NetworkReads::Hurry(Clock::time_point end) {
@@ -381,7 +349,7 @@ void NetworkReads::Hurry(Clock::time_point end) {
 std::vector<uint32_t> NetworkReads::TakeLate(Clock::time_point now) {
   std::vector<uint32_t> late;
   std::erase_if(reads_, [&](std::unique_ptr<Read>& read) {
-    if (now < read->deadline || (!read->under_way && (read->doubted || is_over(*read)))) return false;
+    if (now < read->deadline || (!read->under_way && is_over(*read))) return false;
     if (!read->under_way || remotes_[read->rank].endpoint) {
       late.push_back(read->rank);
       return false;

@@ -25,7 +25,7 @@
 // The version wraps after two billion writes of one record, which do not happen between two phases.
 //
 // A rank that leaves says goodbye before it takes its memory back, and reads that are under way then may fail. So a
-// read that fails only counts as a loss when no goodbye has come a moment later.
+// rank whose memory cannot be read is in doubt at first (network_news.h).
 //
 // Threads: as the client, under its lock.
 #pragma once
@@ -67,11 +67,11 @@ struct Window {
 class NetworkReads {
  public:
   using Clock = std::chrono::steady_clock;
-  // A rank cannot be read any more. Called by everything below.
-  using Fail = std::function<void(uint32_t rank, Counters::State state, const std::string& reason)>;
+  // A rank has failed; the board knows why. Called by everything below.
+  using Broken = std::function<void(uint32_t rank)>;
 
   // The worker: whose endpoints Open is given; it may be made later, and goes before this does.
-  NetworkReads(UcxWorker& worker, const NetworkOptions& options, const Layout& layout, NewsBoard& board, Fail fail);
+  NetworkReads(UcxWorker& worker, const NetworkOptions& options, const Layout& layout, NewsBoard& board, Broken broken);
   NetworkReads(const NetworkReads&) = delete;
   NetworkReads& operator=(const NetworkReads&) = delete;
   ~NetworkReads();
@@ -98,18 +98,14 @@ class NetworkReads {
   bool is_reading(uint32_t rank) const;
   // When Go or TakeLate have something to do though nothing arrives.
   Clock::time_point next() const;
-  // The rank's connection is broken. Whether that is for this to judge, later on and by Fail.
-  bool Doubt(uint32_t rank, const std::string& reason);
 
-  // Whether the targets may still be written to, or a doubt is left.
-  bool unsettled() const;
+  // Whether the targets may still be written to.
+  bool under_way() const;
   // What is not complete will not be waited for after `end`.
   void Hurry(Clock::time_point end);
   // Ranks whose time is up: they have to fail, or to be closed. Those that are closed already are let go of.
   std::vector<uint32_t> TakeLate(Clock::time_point now);
-  // Judge what is in doubt, and no more.
-  void Judge();
-  // Forget everything that was begun. Only when nothing is unsettled.
+  // Forget everything that was begun. Only when nothing is under way.
   void Clear();
 
   // Reads begun so far, and the bytes they were for. Any thread.
@@ -151,10 +147,8 @@ class NetworkReads {
     std::array<CountersCopy, 3> counters;
     Phase phase = Phase::kBegin;
     uint64_t under_way = 0;
-    bool over = false;     // it will not be complete
-    bool doubted = false;  // a read has failed, or the connection
-    std::string reason;    // of the doubt
-    Clock::time_point deadline, doubted_until;
+    bool over = false;  // it will not be complete
+    Clock::time_point deadline;
     Clock::time_point not_before;  // phase 1
   };
 
@@ -173,9 +167,9 @@ class NetworkReads {
   void StartVersionsAgain(Read& read);
   void Conclude(Read& read);
   void Deliver(Read& read);
-  void Doubt(Read& read, const std::string& reason);
+  void Doubt(const Read& read, const std::string& reason);
   // The rank is known not to be open any more.
-  void Left(Read& read, Counters::State state);
+  void Left(const Read& read, Counters::State state);
   bool is_over(const Read& read) const { return read.over || board_.has_failed(read.rank); }
   void DestroyKey(Remote& remote);
 
@@ -183,7 +177,7 @@ class NetworkReads {
   const NetworkOptions& options_;
   const Layout& layout_;
   NewsBoard& board_;
-  const Fail fail_;
+  const Broken broken_;
   std::vector<uint64_t> offsets_;  // of the fields in a reply's record
   uint64_t record_bytes_ = 0;
   std::vector<Remote> remotes_;                              // by rank

@@ -108,7 +108,11 @@ void NetworkServer::Loop() {
     CloseBroken();
     if (Work() || progressed || !worker_.Arm()) continue;
     pollfd sources[] = {{wake_, POLLIN, 0}, {worker_.descriptor(), POLLIN, 0}, {other, POLLIN, 0}};
-    if (poll(sources, std::size(sources), -1) <= 0) continue;
+    const auto now = NewsBoard::Clock::now();
+    const auto judge = board_.Judge(now);
+    const bool forever = judge == NewsBoard::Clock::time_point::max();
+    const auto left = forever ? -1 : std::chrono::ceil<std::chrono::milliseconds>(judge - now).count();
+    if (poll(sources, std::size(sources), static_cast<int>(left)) <= 0) continue;
     if (sources[0].revents) {
       eventfd_t ignored;
       eventfd_read(wake_, &ignored);
@@ -357,7 +361,7 @@ void NetworkServer::OnBroken(void* arg, ucp_ep_h, ucs_status_t status) {
   Peer& peer = *static_cast<Peer*>(arg);
   NetworkServer& server = *peer.server;
   peer.broken = server.broken_ = true;
-  server.board_.Fail(peer.rank, Counters::kBroken, "the connection is broken: " + server.library_.Text(status));
+  server.board_.Doubt(peer.rank, "the connection is broken: " + server.library_.Text(status));
 }
 
 void NetworkServer::CloseBroken() {

@@ -89,6 +89,34 @@ TEST(NewsBoard, KeepsTheFirstReason) {
   EXPECT_EQ(board.failed(2), "closed");
 }
 
+TEST(NewsBoard, ARankInDoubtHasLeftIfItsGoodbyeComes) {
+  NewsBoard board(0, 4);
+  const auto now = NewsBoard::Clock::now();
+  for (const uint32_t rank : {1u, 2u, 3u}) {
+    board.Doubt(rank, "the connection is broken");
+    EXPECT_TRUE(board.has_failed(rank));
+    EXPECT_EQ(board.counters(rank).state(), Counters::kOpen);
+  }
+  EXPECT_TRUE(board.Take().empty());
+  board.Learn({1, Counters::kClosed, {}, 0, 0});
+  board.Fail(2, Counters::kClosed, "closed");
+  for (const uint32_t rank : {1u, 2u}) {
+    EXPECT_EQ(board.failed(rank), "closed");
+    EXPECT_EQ(board.counters(rank).state(), Counters::kClosed);
+  }
+  const auto judge = board.Judge(now);
+  EXPECT_GT(judge, now);
+  EXPECT_EQ(board.counters(3).state(), Counters::kOpen);
+  EXPECT_TRUE(board.any_in_doubt());
+  EXPECT_EQ(board.Judge(judge), NewsBoard::Clock::time_point::max());
+  EXPECT_FALSE(board.any_in_doubt());
+  EXPECT_EQ(board.counters(3).state(), Counters::kBroken);
+  EXPECT_EQ(board.failed(3), "the connection is broken");
+  board.Doubt(3, "again");
+  EXPECT_FALSE(board.any_in_doubt());
+  EXPECT_EQ(board.Take(), (std::vector<uint32_t>{1, 2, 3}));
+}
+
 #if defined(REPRISE_HAVE_UCX)
 
 constexpr uint64_t kKey = 0x5EC2E7;
