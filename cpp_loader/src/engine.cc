@@ -66,6 +66,7 @@ Slab SlabFor(const EngineOptions& options, const Layout& layout) {
 
 std::unique_ptr<Peers> PeersFor(const EngineOptions& options, const Layout& layout, const Shard& shard) {
   if (!options.exchanges) return nullptr;
+  shard.counters().SetToken(Token());
   const std::chrono::nanoseconds limit(static_cast<int64_t>(options.limit_s * 1e9));
   std::unique_ptr<Network> network;
   if (options.network) {
@@ -73,6 +74,7 @@ std::unique_ptr<Peers> PeersFor(const EngineOptions& options, const Layout& layo
     with.rank = options.rank;
     with.world_size = options.world_size;
     with.limit = limit;
+    with.may_pin = options.storage.empty();  // a file is there because memory is not
     network = std::make_unique<Network>(std::move(with), layout, shard);
   }
   return std::make_unique<Peers>(options.rank, layout, shard, options.deterministic, limit, std::move(network));
@@ -96,7 +98,6 @@ Engine::Engine(EngineOptions options)
       team_(options_.threads - 1),
       peers_(PeersFor(options_, layout_, shard_)),
       fetcher_(options_.rank, layout_, slab_, shard_, peers_.get(), team_) {
-  shard_.counters().SetToken(Token());
   for (uint32_t slot = 0; slot < kSlots; ++slot) {
     staging_[slot] = std::make_unique<Staging>(layout_, 0, draw_rows_, options_.rank);
     sizes_[slot].assign(options_.draws.size(), 0);

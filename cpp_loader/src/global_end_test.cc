@@ -24,7 +24,7 @@ using std::chrono::milliseconds;
 const Samples kSamples({16, 3000});
 const std::string kClosed = "the rehearsal buffer is closed";
 
-EngineOptions Options(uint32_t rank, uint32_t world_size, bool deterministic) {
+EngineOptions Options(uint32_t rank, uint32_t world_size, bool deterministic, Way way = Way::kMemory) {
   EngineOptions options;
   options.policy = "fifo";
   options.field_bytes = kSamples.field_bytes();
@@ -35,6 +35,7 @@ EngineOptions Options(uint32_t rank, uint32_t world_size, bool deterministic) {
   options.exchanges = true;
   options.deterministic = deterministic;
   options.limit_s = 1000;
+  options.network = NetworkFor(way);
   return options;
 }
 
@@ -72,13 +73,14 @@ struct Rank {
   EngineHandle engine;
 };
 
-std::deque<Rank> RanksOf(uint32_t num_ranks, bool deterministic) {
+std::deque<Rank> RanksOf(uint32_t num_ranks, bool deterministic, Way way = Way::kMemory) {
   std::deque<Rank> ranks;
   std::vector<PeerAddress> addresses;
   for (uint32_t rank = 0; rank < num_ranks; ++rank) {
-    ranks.emplace_back(Options(rank, num_ranks, deterministic));
+    ranks.emplace_back(Options(rank, num_ranks, deterministic, way));
     addresses.push_back(ranks.back().engine->address());
     addresses.back().name = NameOf(rank);
+    addresses.back().mapped = way == Way::kMemory;
   }
   for (Rank& rank : ranks) rank.engine->Connect(addresses);
   return ranks;
@@ -186,6 +188,96 @@ TEST_P(GlobalEnd, DestroyedWithoutCloseTheyLeaveNothingOpen) {
   }
   EXPECT_EQ(NumSharedMappings(), 0u);
   EXPECT_EQ(NumDescriptors(), descriptors);
+}
+
+// As above, for ranks that reach each other over the network.
+class GlobalEndApart : public testing::TestWithParam<std::tuple<bool, Way>> {
+ protected:
+  void SetUp() override {
+    const std::string reason = WhyNot(way_);
+    if (!reason.empty()) GTEST_SKIP() << reason;
+  }
+
+  const bool deterministic_ = std::get<0>(GetParam());
+  const Way way_ = std::get<1>(GetParam());
+  const Deadline deadline_{200};
+};
+
+INSTANTIATE_TEST_SUITE_P(Modes, GlobalEndApart,
+                         testing::Combine(testing::Bool(), testing::Values(Way::kRequests, Way::kGets)),
+                         [](const auto& info) {
+                           return (std::get<0>(info.param) ? "Deterministic" : "AnyTime") +
+                                  NameOf(std::get<1>(info.param));
+                         });
+
+// What ranks on other nodes hear of each other takes its time.
+void StepUntil(std::deque<Rank>& ranks, const std::vector<uint32_t>& which, const Rows& expected) {
+  const auto all = [&](const std::vector<Rows>& rows) {
+    return std::all_of(rows.begin(), rows.end(), [&](const Rows& one) { return one == expected; });
+  };
+  while (!all(StepOf(ranks, which))) std::this_thread::sleep_for(milliseconds(1));
+}
+
+TEST_P(GlobalEndApart, ARankThatLeavesInOrderIsLeftOutAndNotReported) {
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    std::deque<Rank> ranks = RanksOf(3, deterministic_, way_);
+    for (int step = 0; step < 4; ++step) StepOf(ranks, {0, 1, 2});
+    for (Rank& rank : ranks) rank.engine->Drain();
+    if (deterministic_) {
+      ranks[1].engine->Close();
+      for (int step = 0; step < 4; ++step) StepOf(ranks, {0, 2});
+    } else {
+      // While others read it.
+      std::thread closer([&] { ranks[1].engine->Close(); });
+      for (int step = 0; step < 30; ++step) StepOf(ranks, {0, 2});
+      closer.join();
+    }
+    StepUntil(ranks, {0, 2}, {8, 0, 8});
+    for (const uint32_t rank : {0u, 2u}) {
+      EXPECT_EQ(ranks[rank].engine->fills()[1].stored, 0u);
+      EXPECT_EQ(ranks[rank].engine->TakeLost(), std::vector<std::string>()) << "repeat " << repeat;
+    }
+  }
+}
+
+TEST_P(GlobalEndApart, ARankThatFailsIsReportedOnceByEachAndLeftOut) {
+  std::deque<Rank> ranks = RanksOf(3, deterministic_, way_);
+  for (int step = 0; step < 4; ++step) StepOf(ranks, {0, 1, 2});
+  for (Rank& rank : ranks) rank.engine->Drain();
+  ranks[1].engine->FailNextStep(std::make_exception_ptr(std::runtime_error("out of luck")));
+  ranks[1].Submit();
+  EXPECT_EQ(ErrorOf([&] { ranks[1].engine->Drain(); }), "out of luck");
+  StepUntil(ranks, {0, 2}, {8, 0, 8});
+  while (!ranks[0].engine->any_lost() || !ranks[2].engine->any_lost()) StepOf(ranks, {0, 2});
+  const std::vector<std::string> expected = {"rank 1 (test) is lost: its rehearsal buffer has failed"};
+  for (const uint32_t rank : {0u, 2u}) EXPECT_EQ(ranks[rank].engine->TakeLost(), expected);
+  ranks[1].engine->Close();  // which is no news
+  for (int step = 0; step < 3; ++step) StepOf(ranks, {0, 2});
+  for (const uint32_t rank : {0u, 2u}) EXPECT_TRUE(ranks[rank].engine->TakeLost().empty());
+}
+
+TEST_P(GlobalEndApart, InAnyOrderAndWithStepsInFlightNobodyIsReported) {
+  std::mt19937_64 random(deterministic_);
+  for (int repeat = 0; repeat < 12; ++repeat) {
+    std::deque<Rank> ranks = RanksOf(3, deterministic_, way_);
+    // At least one, so that deterministic ones have spoken with each other: on a busy machine the goodbye of one that
+    // leaves while others are just connecting may come too late.
+    for (uint64_t steps = 1 + random() % 3; steps > 0; --steps) StepOf(ranks, {0, 1, 2});
+    for (Rank& rank : ranks) {
+      for (uint64_t steps = random() % 4; steps > 0; --steps) rank.Submit();
+    }
+    std::this_thread::sleep_for(microseconds(random() % 300));
+    std::array<uint32_t, 3> order = {0, 1, 2};
+    std::shuffle(order.begin(), order.end(), random);
+    std::vector<std::thread> closers;
+    for (const uint32_t rank : order) closers.emplace_back([&, rank] { ranks[rank].engine->Close(); });
+    for (std::thread& closer : closers) closer.join();
+    for (Rank& rank : ranks) {
+      EXPECT_EQ(rank.engine->TakeLost(), std::vector<std::string>()) << "repeat " << repeat;
+      EXPECT_EQ(ErrorOf([&] { rank.engine->Drain(); }), kClosed);
+    }
+    if (HasFailure()) return;
+  }
 }
 
 TEST(GlobalDeterministicEnd, AStepWhoseOtherRankNeverSubmitsIsAnErrorThatNamesIt) {

@@ -1,5 +1,5 @@
 // What engines that draw from each other deliver: all of them in this process, each with a slab that the others map
-// again. Losses and ends are in global_end_test.cc.
+// again, or read over the network as if they were elsewhere. Losses and ends are in global_end_test.cc.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -154,7 +154,8 @@ class Rank {
   bool started_ = false;
 };
 
-std::vector<EngineOptions> OptionsOf(uint32_t num_ranks, const std::string& policy, bool deterministic) {
+std::vector<EngineOptions> OptionsOf(uint32_t num_ranks, const std::string& policy, bool deterministic,
+                                     Way way = Way::kMemory) {
   std::vector<EngineOptions> all;
   for (uint32_t rank = 0; rank < num_ranks; ++rank) {
     EngineOptions options;
@@ -170,6 +171,7 @@ std::vector<EngineOptions> OptionsOf(uint32_t num_ranks, const std::string& poli
     options.exchanges = true;
     options.deterministic = deterministic;
     options.limit_s = 100;
+    options.network = NetworkFor(way);
     all.push_back(std::move(options));
   }
   return all;
@@ -207,19 +209,33 @@ void Dawdle(std::mt19937_64& random, uint32_t rank) {
   if (random() % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % (1 + rank * 300)));
 }
 
-class GlobalDraws : public testing::TestWithParam<std::tuple<uint32_t, const char*>> {
+class GlobalDraws : public testing::TestWithParam<std::tuple<uint32_t, const char*, Way>> {
  protected:
+  void SetUp() override {
+    const std::string reason = WhyNot(way_);
+    if (!reason.empty()) GTEST_SKIP() << reason;
+  }
+
   const uint32_t num_ranks_ = std::get<0>(GetParam());
-  const std::vector<EngineOptions> options_ = OptionsOf(num_ranks_, std::get<1>(GetParam()), true);
+  const Way way_ = std::get<2>(GetParam());
+  const std::vector<EngineOptions> options_ = OptionsOf(num_ranks_, std::get<1>(GetParam()), true, way_);
   const Deadline deadline_{200};
 };
 
+std::string NameOfDraws(const testing::TestParamInfo<std::tuple<uint32_t, const char*, Way>>& info) {
+  const Way way = std::get<2>(info.param);
+  return std::to_string(std::get<0>(info.param)) + std::get<1>(info.param) + (way == Way::kMemory ? "" : NameOf(way));
+}
+
 INSTANTIATE_TEST_SUITE_P(Ranks, GlobalDraws,
                          testing::Combine(testing::Values(2u, 3u, 5u),
-                                          testing::Values("class_balanced", "reservoir", "fifo")),
-                         [](const auto& info) {
-                           return std::to_string(std::get<0>(info.param)) + std::get<1>(info.param);
-                         });
+                                          testing::Values("class_balanced", "reservoir", "fifo"),
+                                          testing::Values(Way::kMemory)),
+                         NameOfDraws);
+INSTANTIATE_TEST_SUITE_P(RanksApart, GlobalDraws,
+                         testing::Combine(testing::Values(2u, 3u), testing::Values("class_balanced"),
+                                          testing::Values(Way::kRequests, Way::kGets)),
+                         NameOfDraws);
 
 TEST_P(GlobalDraws, AreThoseOfTheModelHoweverFastRanksAre) {
   constexpr uint64_t kSteps = 60;
@@ -340,6 +356,38 @@ TEST(GlobalFills, AreThoseOfAllRanks) {
   }
 }
 
+// Those who read each other's memory ask nobody, and so hear of a rank only what it says unasked.
+TEST(GlobalFills, ReachRanksThatNeverReadEachOther) {
+  const Deadline deadline(100);
+  constexpr uint32_t kRanks = 5;
+  for (const Way way : {Way::kRequests, Way::kGets}) {
+    if (const std::string reason = WhyNot(way); !reason.empty()) GTEST_SKIP() << reason;
+    std::vector<EngineOptions> options = OptionsOf(kRanks, "fifo", false, way);
+    for (EngineOptions& one : options) {
+      one.share = 4;
+      one.draws = {0};
+    }
+    const std::vector<EngineHandle> engines = EnginesOf(options);
+    std::deque<Rank> ranks;
+    for (const EngineOptions& one : options) ranks.emplace_back(one, nullptr);
+    const auto known = [&] {
+      for (const EngineHandle& engine : engines) {
+        for (const Fill& fill : engine->fills()) {
+          if (fill.stored != 4) return false;
+        }
+      }
+      return true;
+    };
+    // All know it a few steps after the last one has filled its share, but for messages that are still on their way.
+    for (uint64_t step = 1; step < 4 || !known(); ++step) {
+      for (uint32_t rank = 0; rank < kRanks; ++rank) ranks[rank].Submit(*engines[rank], step, 2);
+      for (const EngineHandle& engine : engines) engine->Drain();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      ASSERT_LT(step, 10'000u);
+    }
+  }
+}
+
 TEST(GlobalDrawsAnyTime, OneRankAloneDrawsFromItself) {
   const Deadline deadline(100);
   for (const bool deterministic : {false, true}) {
@@ -356,12 +404,21 @@ TEST(GlobalDrawsAnyTime, OneRankAloneDrawsFromItself) {
   }
 }
 
+class GlobalDrawsAtFullSpeed : public testing::TestWithParam<Way> {};
+
+INSTANTIATE_TEST_SUITE_P(Ways, GlobalDrawsAtFullSpeed, testing::Values(Way::kMemory, Way::kRequests, Way::kGets),
+                         [](const auto& info) { return NameOf(info.param); });
+
 // Shares so small that slots are overwritten while others read them, all the time.
-TEST(GlobalDrawsAnyTime, HaveWholeSamplesOfEveryRankWhileAllWriteAtFullSpeed) {
+TEST_P(GlobalDrawsAtFullSpeed, HaveWholeSamplesOfEveryRankWhileAllWrite) {
+#if defined(__SANITIZE_THREAD__)
+  if (GetParam() != Way::kMemory) GTEST_SKIP() << "reads while others write, on purpose";
+#endif
+  if (const std::string reason = WhyNot(GetParam()); !reason.empty()) GTEST_SKIP() << reason;
   const Deadline deadline(230);
-  constexpr uint64_t kSteps = 400;
+  const uint64_t kSteps = GetParam() == Way::kMemory ? 400 : 200;
   for (const uint32_t num_ranks : {2u, 4u}) {
-    std::vector<EngineOptions> options = OptionsOf(num_ranks, "reservoir", false);
+    std::vector<EngineOptions> options = OptionsOf(num_ranks, "reservoir", false, GetParam());
     for (EngineOptions& one : options) {
       one.policy = std::vector<std::string>{"fifo", "reservoir", "class_balanced", "fifo"}[one.rank];
       one.field_bytes = {16, 12288};
@@ -378,8 +435,9 @@ TEST(GlobalDrawsAnyTime, HaveWholeSamplesOfEveryRankWhileAllWriteAtFullSpeed) {
       std::deque<BatchMemory> batches;
       std::vector<uint64_t> rows_of_rank(num_ranks, 0);
       std::unique_ptr<Snapshot> snapshot;
-      // Until all have made their steps, so that the last one does not run alone.
-      for (uint64_t step = 1; (step <= kSteps || num_done < num_ranks) && !HasFailure(); ++step) {
+      bool done = false;
+      // Until all have made their steps and drawn from all, so that the last one does not run alone.
+      for (uint64_t step = 1; num_done < num_ranks && !HasFailure(); ++step) {
         batches.emplace_back(rank.samples(), BatchOf(number, step), 6);
         engine.Submit(batches.back().View());
         const Delivery delivery = engine.Wait();
@@ -392,10 +450,11 @@ TEST(GlobalDrawsAnyTime, HaveWholeSamplesOfEveryRankWhileAllWriteAtFullSpeed) {
           engine.Drain();
           batches.clear();
         }
-        if (step == kSteps) ++num_done;
+        const bool enough =
+            std::all_of(rows_of_rank.begin(), rows_of_rank.end(), [&](uint64_t rows) { return rows > kSteps; });
+        if (step >= kSteps && enough && !std::exchange(done, true)) ++num_done;
       }
       engine.Drain();
-      for (uint32_t other = 0; other < num_ranks; ++other) EXPECT_GT(rows_of_rank[other], kSteps) << "rank " << other;
     });
     for (const EngineHandle& engine : engines) EXPECT_FALSE(engine->any_lost());
     ASSERT_FALSE(HasFailure());

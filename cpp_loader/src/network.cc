@@ -4,10 +4,12 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 #include "network_client.h"
 #include "network_news.h"
+#include "network_reads.h"
 #include "network_server.h"
 #include "ucx.h"
 
@@ -25,9 +27,10 @@ class Network::Impl {
         library_(options_.library),
         server_(library_, options_, layout, own, board_),
         client_(library_, options_, layout, board_, [this] { server_.Wake(); }) {
-    const uint32_t server_bytes = static_cast<uint32_t>(server_.address().size());
-    address_.assign(reinterpret_cast<const char*>(&server_bytes), sizeof(server_bytes));
-    address_ += server_.address() + client_.address();
+    const AddressHead head{static_cast<uint32_t>(server_.address().size()),
+                           static_cast<uint32_t>(server_.window().size())};
+    address_.assign(reinterpret_cast<const char*>(&head), sizeof(head));
+    address_ += server_.address() + server_.window() + client_.address();
     server_.Start([this] { return client_.Advance(); });
   }
   Impl(const Impl&) = delete;
@@ -42,12 +45,15 @@ class Network::Impl {
   }
 
   void Connect(uint32_t rank, const std::string& address) {
-    uint32_t server_bytes = 0;
-    if (rank >= options_.world_size || address.size() < sizeof(server_bytes)) Refuse(rank, address);
-    std::memcpy(&server_bytes, address.data(), sizeof(server_bytes));
-    if (server_bytes == 0 || server_bytes >= address.size() - sizeof(server_bytes)) Refuse(rank, address);
-    client_.Connect(rank, address.substr(sizeof(server_bytes), server_bytes));
-    server_.Connect(rank, address.substr(sizeof(server_bytes) + server_bytes));
+    AddressHead head{};
+    if (rank >= options_.world_size || address.size() < sizeof(head)) Refuse(rank, address);
+    std::memcpy(&head, address.data(), sizeof(head));
+    const uint64_t before_client = sizeof(head) + uint64_t{head.server_bytes} + head.window_bytes;
+    if (head.server_bytes == 0 || before_client >= address.size()) Refuse(rank, address);
+    Window window =
+        Window::Unpack(std::string_view(address).substr(sizeof(head) + head.server_bytes, head.window_bytes));
+    client_.Connect(rank, address.substr(sizeof(head), head.server_bytes), std::move(window));
+    server_.Connect(rank, address.substr(before_client));
   }
 
   const NetworkOptions options_;
@@ -60,6 +66,12 @@ class Network::Impl {
   std::string address_;
 
  private:
+  // Before the server's address, its window and the client's address.
+  struct AddressHead {
+    uint32_t server_bytes;
+    uint32_t window_bytes;
+  };
+
   static NetworkOptions Checked(NetworkOptions options) {
     if (options.rank < options.world_size) return options;
     throw std::invalid_argument("rank " + std::to_string(options.rank) + " of " + std::to_string(options.world_size));
@@ -84,6 +96,8 @@ void Network::Connect(uint32_t rank, const std::string& address) { impl_->Connec
 std::string Network::describe() const {
   std::string text = "UCX " + impl_->library_.version();
   for (const std::string& line : impl_->client_.describe()) text += "\n" + line;
+  if (!impl_->server_.why_no_window().empty())
+    text += "\nother ranks read by request: " + impl_->server_.why_no_window();
   return text;
 }
 
@@ -102,7 +116,10 @@ void Network::Request(uint32_t rank, std::span<const uint32_t> slots, std::span<
 
 bool Network::Finish() { return impl_->client_.Finish(); }
 
-void Network::Look() { impl_->client_.Advance(); }
+void Network::Look() {
+  impl_->client_.Advance();
+  if (impl_->board_.any_in_doubt()) impl_->server_.Wake();  // which judges
+}
 
 void Network::Stop() { impl_->client_.Stop(); }
 

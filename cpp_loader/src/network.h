@@ -1,8 +1,10 @@
 // Reads samples of ranks on other nodes, and tells the ranks how far each other is, through UCX.
 //
-// A read is one request per rank and one reply: the owner gathers the asked records from its shard, so that no torn
-// sample is ever sent, and the asker writes them where they are wanted. All requests are under way together. An
-// emulated one-sided read on TCP takes 10 to 150 times as long.
+// Where UCX reaches a rank by hardware that reads remote memory (InfiniBand and RoCE), the records are read straight
+// out of its shard, without its doing anything: network_reads.h. Everywhere else a read is one request per rank and one
+// reply: the owner gathers the asked records from its shard, so that no torn sample is ever sent, and the asker writes
+// them where they are wanted. A one-sided read that is emulated on TCP takes 10 to 150 times as long. Either way all
+// ranks are asked at once.
 //
 // Two UCX workers. That of the *server* belongs to a thread of its own, "reprise-network", which sleeps until somebody
 // asks or tells something. That of the *client* is used by whoever runs the engine's step; the server's thread looks
@@ -11,7 +13,9 @@
 //
 // What protects it: every message carries the job's key and is checked for its length and every number in it; others
 // are dropped in silence. UCX itself trusts whoever speaks its protocol at its ports, down to addresses in memory, and
-// encrypts nothing: choose the interface. Bytes that are not of its protocol do no harm.
+// encrypts nothing: choose the interface. Bytes that are not of its protocol do no harm. Where memory is read by
+// hardware, whoever has the key to it, which is a part of the address, can read the whole shard; nobody is given one
+// that writes.
 // Both ends must have the same byte order and the same version of this file.
 //
 // UCX is opened at run time (its libucp.so.0, version 1.13 or later). The engine can be built without its headers; then
@@ -32,6 +36,9 @@
 
 namespace reprise {
 
+// How the samples of other ranks are read. kGet: always out of their memory, also where that is emulated: for tests.
+enum class Reads { kAuto, kRequest, kGet };
+
 struct NetworkOptions {
   std::string library = "libucp.so.0";  // name or path
   // Interfaces that UCX may use (UCX_NET_DEVICES): "eth0", "lo". Empty: as the environment says, else all.
@@ -43,6 +50,8 @@ struct NetworkOptions {
   uint32_t world_size = 1;
   uint64_t key = 0;                                           // secret of the job
   std::chrono::nanoseconds limit = std::chrono::seconds(30);  // until a request must be answered
+  Reads reads = Reads::kAuto;
+  bool may_pin = true;  // own memory may be kept in RAM, all of it, for others to read
 };
 
 // How full and how far a rank is: its Counters at one moment. Sent as it lies in memory.
@@ -85,8 +94,8 @@ class Network {
   const std::string& address() const;
   // Only remembered. Throws std::invalid_argument for what cannot be an address. Any thread.
   void Connect(uint32_t rank, const std::string& address);
-  // The version of UCX, and the transports it has chosen for each rank asked so far, a line each. Any thread; waits for
-  // a Finish.
+  // The version of UCX, and the transports it has chosen for each rank asked so far, a line each; and why others have
+  // to ask though they could read. Any thread; waits for a Finish.
   std::string describe() const;
 
   // ---- what is known of the others; any thread
@@ -105,7 +114,8 @@ class Network {
   void Tell(uint32_t rank, std::span<const News> news);
   // Ask a rank for its records; `own` goes along. The reply is written to the targets in order: first a ReplyHead per
   // slot, then for each slot its fields, without gaps. The targets together must have that many bytes
-  // (std::invalid_argument) and stay until Finish returns. Never waits. Without slots it only asks for news.
+  // (std::invalid_argument) and stay until Finish returns. Never waits. Without slots it only asks for news. Where its
+  // memory is read, the rank is told `own` with the first request only.
   void Request(uint32_t rank, std::span<const uint32_t> slots, std::span<const Target> targets, const News& own);
   // Sleep until every request since the last Finish is answered. false: a rank has failed, or stores less than was
   // asked for (its counters say how much), so that the targets are worth nothing; make another plan. Either way nothing
@@ -117,7 +127,7 @@ class Network {
   // End Finish, in any thread, and all later ones, with false.
   void Stop();
 
-  // Since the start. Any thread.
+  // Since the start; a read of memory counts as a message. Any thread.
   struct Traffic {
     uint64_t messages_sent = 0;
     uint64_t bytes_sent = 0;

@@ -21,6 +21,7 @@ using Clock = std::chrono::steady_clock;
 // Told messages to one rank that wait for room; after that only the latest news of each rank are kept.
 constexpr uint32_t kMaxSending = 64;
 constexpr auto kEndLimit = std::chrono::milliseconds(250);
+constexpr auto kLookEvery = std::chrono::milliseconds(10);
 
 std::string Seconds(std::chrono::nanoseconds time) {
   const auto tenths = std::chrono::duration_cast<std::chrono::milliseconds>(time).count() / 100;
@@ -37,7 +38,8 @@ NetworkClient::NetworkClient(const UcxLibrary& library, const NetworkOptions& op
       unfinished_(std::move(unfinished)),
       wake_(MakeEventDescriptor()),
       peers_(options.world_size),
-      worker_(library, options.devices, options.transports) {
+      reads_(worker_, options, layout, board, [this](uint32_t rank) { Broken(rank); }),
+      worker_(library, options.devices, options.transports, options.reads) {
   for (size_t field = 0; field < layout.num_fields(); ++field) record_bytes_ += layout.field_bytes(field);
   for (uint32_t rank = 0; rank < peers_.size(); ++rank) {
     peers_[rank].client = this;
@@ -48,9 +50,10 @@ NetworkClient::NetworkClient(const UcxLibrary& library, const NetworkOptions& op
 
 NetworkClient::~NetworkClient() { close(wake_); }
 
-void NetworkClient::Connect(uint32_t rank, std::string server) {
+void NetworkClient::Connect(uint32_t rank, std::string server, Window window) {
   const std::lock_guard lock(mutex_);
   peers_[rank].address = std::move(server);
+  reads_.Connect(rank, std::move(window));
 }
 
 std::vector<std::string> NetworkClient::describe() const {
@@ -58,7 +61,8 @@ std::vector<std::string> NetworkClient::describe() const {
   std::vector<std::string> lines;
   for (const Peer& peer : peers_) {
     if (!peer.endpoint) continue;
-    lines.push_back("rank " + std::to_string(peer.rank) + ": " + worker_.Transports(peer.endpoint));
+    lines.push_back("rank " + std::to_string(peer.rank) + ": " + worker_.Transports(peer.endpoint) +
+                    reads_.Describe(peer.rank));
   }
   return lines;
 }
@@ -86,6 +90,7 @@ void NetworkClient::SendNews(Peer& peer, std::span<const News> news) {
   const wire::Tell head{options_.key, options_.rank, static_cast<uint32_t>(news.size())};
   std::memcpy(message.bytes.data(), &head, sizeof(head));
   if (!news.empty()) std::memcpy(message.bytes.data() + sizeof(head), news.data(), news.size_bytes());
+  peer.told = true;
   Send(message, wire::kTell);
 }
 
@@ -131,10 +136,22 @@ void NetworkClient::Request(uint32_t rank, std::span<const uint32_t> slots, std:
     lost_ = true;
     return;
   }
+  const auto deadline = Clock::now() + options_.limit;
+  if (reads_.is_open(rank)) {
+    // A goodbye that has come meanwhile is heard before the connection is found to be broken.
+    while (worker_.Progress()) {
+    }
+    if (!peer.told && !peer.broken) SendNews(peer, {&own, 1});
+    if (peer.broken) {
+      lost_ = true;
+      return;
+    }
+    return reads_.Begin(rank, slots, targets, deadline);
+  }
   asked.id = ++last_id_;
   asked.rank = rank;
   asked.received = 0;
-  asked.deadline = Clock::now() + options_.limit;
+  asked.deadline = deadline;
   asked_.push_back(std::move(asked_before_.back()));
   asked_before_.pop_back();
   Message& message = NewMessage(peer, sizeof(wire::Request) + slots.size_bytes());
@@ -146,12 +163,16 @@ void NetworkClient::Request(uint32_t rank, std::span<const uint32_t> slots, std:
 
 bool NetworkClient::Reach(Peer& peer) {
   if (peer.rank == options_.rank) throw std::invalid_argument("a rank does not ask itself");
-  if (board_.has_failed(peer.rank)) return false;
-  if (peer.endpoint) return !peer.broken;
+  if (board_.has_failed(peer.rank) || peer.broken) return false;
+  if (peer.endpoint) return true;
   if (peer.address.empty()) throw std::invalid_argument("rank " + std::to_string(peer.rank) + " has no address yet");
   const SignalsBlocked blocked;  // UCX may start a thread
   peer.endpoint = worker_.Connect(peer.address, OnBroken, &peer);
-  if (!peer.endpoint) Fail(peer.rank, Counters::kBroken, "its address cannot be reached from here");
+  if (peer.endpoint) {
+    reads_.Open(peer.rank, peer.endpoint);
+  } else {
+    Fail(peer.rank, Counters::kBroken, "its address cannot be reached from here");
+  }
   return peer.endpoint;
 }
 
@@ -177,7 +198,7 @@ void NetworkClient::Send(Message& message, unsigned id) {
   }
   messages_.emplace_back(&message);
   if (UCS_PTR_IS_ERR(request)) {
-    Fail(peer.rank, Counters::kBroken, "sending failed: " + library_.Text(UCS_PTR_STATUS(request)));
+    Doubt(peer.rank, "sending failed: " + library_.Text(UCS_PTR_STATUS(request)));
   }
 }
 
@@ -243,8 +264,13 @@ void NetworkClient::Deliver(const wire::Reply& reply, const std::byte* data, uin
 
 bool NetworkClient::Finish() {
   std::unique_lock lock(mutex_);
-  for (bool idle = false; !asked_.empty() && !lost_ && !stopping_.load(std::memory_order_relaxed);) {
-    if (worker_.Progress()) {
+  const auto wanting = [&] {
+    const bool going_on = !lost_ && !reads_.lost() && !stopping_.load(std::memory_order_relaxed);
+    return going_on && (!asked_.empty() || !reads_.done());
+  };
+  for (bool idle = false; wanting();) {
+    const bool progressed = worker_.Progress();
+    if (reads_.Go() || progressed) {
       idle = false;
       continue;
     }
@@ -256,12 +282,13 @@ bool NetworkClient::Finish() {
     Sleep();
     idle = false;
   }
-  const bool complete = asked_.empty() && !lost_;
+  const bool complete = asked_.empty() && !lost_ && reads_.done() && !reads_.lost();
   for (auto& asked : asked_) asked_before_.push_back(std::move(asked));
   asked_.clear();
+  SettleReads();
+  if (!complete) AwaitVerdicts();
   lost_ = false;
   PayOwed();
-  CloseBroken();
   const bool unfinished = Unfinished();
   lock.unlock();
   if (unfinished) unfinished_();
@@ -274,15 +301,65 @@ bool NetworkClient::Overdue() {
     if (now >= asked->deadline)
       Fail(asked->rank, Counters::kBroken, "it has not answered within " + Seconds(options_.limit));
   }
+  for (const uint32_t rank : reads_.TakeLate(now)) {
+    Fail(rank, Counters::kBroken, "it has not answered within " + Seconds(options_.limit));
+  }
   return lost_;
 }
 
+void NetworkClient::SettleReads() {
+  bool hurried = false;
+  for (bool idle = false;;) {
+    CloseBroken();
+    if (!reads_.under_way()) break;
+    if (!hurried && stopping_.load(std::memory_order_relaxed)) {
+      hurried = true;
+      reads_.Hurry(Clock::now() + kEndLimit);
+    }
+    if (worker_.Progress()) {
+      idle = false;
+      continue;
+    }
+    for (const uint32_t rank : reads_.TakeLate(Clock::now())) {
+      if (!hurried) {
+        Fail(rank, Counters::kBroken, "it has not answered within " + Seconds(options_.limit));
+      } else {
+        peers_[rank].broken = broken_ = true;  // nobody wants to know why
+      }
+    }
+    if (!idle) {
+      idle = worker_.Arm();
+      continue;
+    }
+    SleepUntil(reads_.next(), !hurried);
+    idle = false;
+  }
+  reads_.Clear();
+}
+
+void NetworkClient::AwaitVerdicts() {
+  while (board_.any_in_doubt() && !stopping_.load(std::memory_order_relaxed)) {
+    if (worker_.Progress()) continue;
+    const auto now = Clock::now();
+    const auto judge = board_.Judge(now);
+    // Goodbyes come to the server as well.
+    if (board_.any_in_doubt() && worker_.Arm()) SleepUntil(std::min(judge, now + kLookEvery), true);
+  }
+  CloseBroken();
+}
+
 void NetworkClient::Sleep() {
-  auto deadline = Clock::time_point::max();
+  auto deadline = reads_.next();
   for (const auto& asked : asked_) deadline = std::min(deadline, asked->deadline);
-  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
+  SleepUntil(deadline, true);
+}
+
+void NetworkClient::SleepUntil(Clock::time_point end, bool stoppable) {
+  const auto left = std::clamp<std::chrono::nanoseconds>(end - Clock::now(), {}, std::chrono::seconds(60));
+  const timespec time{static_cast<time_t>(left.count() / 1'000'000'000),
+                      static_cast<long>(left.count() % 1'000'000'000)};
   pollfd sources[] = {{worker_.descriptor(), POLLIN, 0}, {wake_, POLLIN, 0}};
-  poll(sources, std::size(sources), static_cast<int>(std::clamp<int64_t>(left, 0, 60'000)));
+  ppoll(sources, stoppable ? 2 : 1, &time, nullptr);
 }
 
 void NetworkClient::Stop() {
@@ -294,20 +371,33 @@ void NetworkClient::Stop() {
 
 void NetworkClient::OnBroken(void* arg, ucp_ep_h, ucs_status_t status) {
   Peer& peer = *static_cast<Peer*>(arg);
-  peer.client->Fail(peer.rank, Counters::kBroken, "the connection is broken: " + peer.client->library_.Text(status));
+  NetworkClient& client = *peer.client;
+  client.Doubt(peer.rank, "the connection is broken: " + client.library_.Text(status));
 }
 
 void NetworkClient::Fail(uint32_t rank, Counters::State state, const std::string& reason) {
   board_.Fail(rank, state, reason);
+  Broken(rank);
+}
+
+void NetworkClient::Doubt(uint32_t rank, const std::string& reason) {
+  board_.Doubt(rank, reason);
+  Broken(rank);
+}
+
+void NetworkClient::Broken(uint32_t rank) {
   Peer& peer = peers_[rank];
   if (peer.endpoint) peer.broken = broken_ = true;
   for (const auto& asked : asked_) lost_ |= asked->rank == rank;
+  lost_ |= reads_.is_reading(rank);
 }
 
 void NetworkClient::CloseBroken() {
   if (!std::exchange(broken_, false)) return;
   for (Peer& peer : peers_) {
-    if (peer.broken && peer.endpoint) worker_.Close(std::exchange(peer.endpoint, nullptr));
+    if (!peer.broken || !peer.endpoint) continue;
+    reads_.Close(peer.rank);
+    worker_.Close(std::exchange(peer.endpoint, nullptr));
   }
 }
 
@@ -332,14 +422,17 @@ void NetworkClient::End(const News& own) {
   }
   worker_.ProgressWhile([&] { return sending_ > 0; }, kEndLimit);
   for (Peer& peer : peers_) {
-    if (peer.endpoint) worker_.Close(std::exchange(peer.endpoint, nullptr));
+    if (!peer.endpoint) continue;
+    reads_.Close(peer.rank);
+    worker_.Close(std::exchange(peer.endpoint, nullptr));
   }
   worker_.ProgressWhile([&] { return sending_ > 0 || worker_.closing(); }, kEndLimit);
 }
 
 Network::Traffic NetworkClient::traffic() const {
-  return {messages_sent_.load(std::memory_order_relaxed), bytes_sent_.load(std::memory_order_relaxed),
-          bytes_received_.load(std::memory_order_relaxed)};
+  return {messages_sent_.load(std::memory_order_relaxed) + reads_.num_reads(),
+          bytes_sent_.load(std::memory_order_relaxed),
+          bytes_received_.load(std::memory_order_relaxed) + reads_.num_bytes()};
 }
 
 }  // namespace reprise

@@ -1,5 +1,6 @@
-// The asking half of a Network: sends requests and news, and puts replies where they are wanted. See network.h.
-// Threads: everything may be called from any thread, one at a time inside: a Finish keeps all others but Stop out.
+// The asking half of a Network: sends requests and news, and puts replies where they are wanted, or reads what is
+// wanted itself where hardware can (network_reads.h). See network.h. Threads: everything may be called from any thread,
+// one at a time inside: a Finish keeps all others but Stop out.
 #pragma once
 
 #if defined(REPRISE_HAVE_UCX)
@@ -17,6 +18,7 @@
 #include "layout.h"
 #include "network.h"
 #include "network_news.h"
+#include "network_reads.h"
 #include "network_wire.h"
 #include "ucx.h"
 
@@ -32,8 +34,8 @@ class NetworkClient {
   ~NetworkClient();
 
   const std::string& address() const { return worker_.address(); }
-  // server: address of the rank's server.
-  void Connect(uint32_t rank, std::string server);
+  // server: address of the rank's server. window: what it offers.
+  void Connect(uint32_t rank, std::string server, Window window);
   std::vector<std::string> describe() const;
 
   void Tell(uint32_t rank, std::span<const News> news);
@@ -57,7 +59,8 @@ class NetworkClient {
     NetworkClient* client = nullptr;
     uint32_t rank = 0;
     uint32_t sending = 0;  // messages that have not left yet
-    bool broken = false;   // its connection is, or will be, closed
+    bool broken = false;   // its connection is, or will be, closed, for good
+    bool told = false;     // it has heard of this rank, and so will say goodbye to it
     std::vector<News> owed;
   };
   struct Message {
@@ -91,10 +94,20 @@ class NetworkClient {
   // Takes in a part of a reply; checked before.
   void Deliver(const wire::Reply& reply, const std::byte* data, uint64_t bytes);
   void Fail(uint32_t rank, Counters::State state, const std::string& reason);
+  // As Fail, unless it turns out that the rank has left.
+  void Doubt(uint32_t rank, const std::string& reason);
+  // The rank has failed.
+  void Broken(uint32_t rank);
   void CloseBroken();
   bool Overdue();
+  // Bring to an end what still writes to targets, if need be by closing the connection.
+  void SettleReads();
+  // Sleep until nobody is in doubt, or Stop.
+  void AwaitVerdicts();
   bool Unfinished() const { return sending_ > 0 || broken_ || worker_.closing(); }
   void Sleep();
+  // stoppable: Stop wakes it, also when it has been called before.
+  void SleepUntil(std::chrono::steady_clock::time_point end, bool stoppable);
 
   const UcxLibrary& library_;
   const NetworkOptions& options_;
@@ -114,6 +127,7 @@ class NetworkClient {
   bool lost_ = false;    // a request since the last Finish has failed
   std::atomic<bool> stopping_{false};
   std::atomic<uint64_t> messages_sent_{0}, bytes_sent_{0}, bytes_received_{0};
+  NetworkReads reads_;
   UcxWorker worker_;  // the last to be made and the first to go: its callbacks use the others
 };
 

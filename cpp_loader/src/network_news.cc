@@ -1,8 +1,16 @@
 #include "network_news.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace reprise {
+
+namespace {
+
+// For a goodbye to come, from a rank whose connection has broken.
+constexpr auto kGoodbye = std::chrono::seconds(1);
+
+}  // namespace
 
 NewsBoard::NewsBoard(uint32_t rank, uint32_t world_size)
     : rank_(rank), world_size_(world_size), ranks_(std::make_unique<Rank[]>(world_size)) {}
@@ -27,7 +35,12 @@ void NewsBoard::Learn(const News& news) {
     fresh = true;
   }
   if ((news.state == Counters::kClosed || news.state == Counters::kBroken) && counters.state() == Counters::kOpen) {
-    counters.SetState(static_cast<Counters::State>(news.state));
+    const auto state = static_cast<Counters::State>(news.state);
+    if (ranks_[news.rank].in_doubt) {
+      Decide(news.rank, state, "its rehearsal buffer has failed");
+    } else {
+      counters.SetState(state);
+    }
     fresh = true;
   }
   if (fresh) MarkFresh(news.rank);
@@ -36,9 +49,42 @@ void NewsBoard::Learn(const News& news) {
 void NewsBoard::Fail(uint32_t rank, Counters::State state, const std::string& reason) {
   const std::lock_guard lock(mutex_);
   Rank& failed = ranks_[rank];
-  if (failed.failed.load(std::memory_order_relaxed)) return;
+  if (failed.in_doubt || !failed.failed.load(std::memory_order_relaxed)) Decide(rank, state, reason);
+}
+
+void NewsBoard::Doubt(uint32_t rank, const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  Rank& doubted = ranks_[rank];
+  if (doubted.failed.load(std::memory_order_relaxed)) return;
+  if (doubted.counters.state() != Counters::kOpen) return Decide(rank, Counters::kBroken, reason);
+  doubted.in_doubt = true;
+  doubted.judged = Clock::now() + kGoodbye;
+  doubted.reason = reason;
+  doubted.failed.store(true, std::memory_order_release);
+  num_in_doubt_.fetch_add(1, std::memory_order_release);
+}
+
+NewsBoard::Clock::time_point NewsBoard::Judge(Clock::time_point now) {
+  auto next = Clock::time_point::max();
+  if (!any_in_doubt()) return next;
+  const std::lock_guard lock(mutex_);
+  for (uint32_t rank = 0; rank < world_size_; ++rank) {
+    const Rank& doubted = ranks_[rank];
+    if (!doubted.in_doubt) continue;
+    if (now >= doubted.judged) {
+      Decide(rank, Counters::kBroken, doubted.reason);
+    } else {
+      next = std::min(next, doubted.judged);
+    }
+  }
+  return next;
+}
+
+void NewsBoard::Decide(uint32_t rank, Counters::State state, const std::string& reason) {
+  Rank& failed = ranks_[rank];
+  if (std::exchange(failed.in_doubt, false)) num_in_doubt_.fetch_sub(1, std::memory_order_release);
   if (failed.counters.state() == Counters::kOpen) failed.counters.SetState(state);
-  failed.reason = failed.counters.state() == Counters::kClosed ? "closed" : reason;
+  failed.reason = failed.counters.state() == Counters::kClosed ? "closed" : std::string(reason);
   failed.failed.store(true, std::memory_order_release);
   MarkFresh(rank);
 }

@@ -12,6 +12,9 @@
 #include <chrono>
 #include <cstring>
 #include <numeric>
+#include <stdexcept>
+
+#include "network_reads.h"
 
 namespace reprise {
 namespace {
@@ -46,7 +49,7 @@ NetworkServer::NetworkServer(const UcxLibrary& library, const NetworkOptions& op
       board_(board),
       wake_(MakeEventDescriptor()),
       peers_(options.world_size),
-      worker_(library, options.devices, options.transports) {
+      worker_(library, options.devices, options.transports, options.reads) {
   for (size_t field = 0; field < layout.num_fields(); ++field) {
     offsets_.push_back(record_bytes_);
     record_bytes_ += layout.field_bytes(field);
@@ -57,9 +60,26 @@ NetworkServer::NetworkServer(const UcxLibrary& library, const NetworkOptions& op
   }
   worker_.Handle(wire::kRequest, OnRequest, this);
   worker_.Handle(wire::kTell, OnTell, this);
+  if (worker_.reads()) Offer();
 }
 
 NetworkServer::~NetworkServer() { close(wake_); }
+
+void NetworkServer::Offer() {
+  if (!options_.may_pin) {
+    why_no_window_ = "its samples are in a file, which is not to be kept in memory";
+    return;
+  }
+  Counters& counters = own_.counters();
+  auto* const begin = reinterpret_cast<std::byte*>(&counters);
+  try {
+    memory_ = std::make_unique<UcxMemory>(worker_, begin, Shard::Bytes(layout_, own_.share()));
+    const auto base = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(begin));
+    window_ = Window{base, counters.token(), own_.share(), memory_->key()}.Pack();
+  } catch (const std::runtime_error& error) {
+    why_no_window_ = error.what();
+  }
+}
 
 void NetworkServer::Start(std::function<int()> advance) {
   advance_ = std::move(advance);
@@ -88,7 +108,11 @@ void NetworkServer::Loop() {
     CloseBroken();
     if (Work() || progressed || !worker_.Arm()) continue;
     pollfd sources[] = {{wake_, POLLIN, 0}, {worker_.descriptor(), POLLIN, 0}, {other, POLLIN, 0}};
-    if (poll(sources, std::size(sources), -1) <= 0) continue;
+    const auto now = NewsBoard::Clock::now();
+    const auto judge = board_.Judge(now);
+    const bool forever = judge == NewsBoard::Clock::time_point::max();
+    const auto left = forever ? -1 : std::chrono::ceil<std::chrono::milliseconds>(judge - now).count();
+    if (poll(sources, std::size(sources), static_cast<int>(left)) <= 0) continue;
     if (sources[0].revents) {
       eventfd_t ignored;
       eventfd_read(wake_, &ignored);
@@ -337,7 +361,7 @@ void NetworkServer::OnBroken(void* arg, ucp_ep_h, ucs_status_t status) {
   Peer& peer = *static_cast<Peer*>(arg);
   NetworkServer& server = *peer.server;
   peer.broken = server.broken_ = true;
-  server.board_.Fail(peer.rank, Counters::kBroken, "the connection is broken: " + server.library_.Text(status));
+  server.board_.Doubt(peer.rank, "the connection is broken: " + server.library_.Text(status));
 }
 
 void NetworkServer::CloseBroken() {
@@ -362,11 +386,17 @@ void NetworkServer::End(const News& own) {
     AddMessages(segment, {options_.key, 0, 0, options_.rank, status, own}, 0);
     Send(segment);
   }
-  worker_.ProgressWhile([&] { return sending_ > 0; }, kEndLimit);
+  if (memory_) {
+    // Whoever reads the shard must have heard it before the shard goes: with hardware, to have sent it is not enough.
+    worker_.Flush(kEndLimit);
+  } else {
+    worker_.ProgressWhile([&] { return sending_ > 0; }, kEndLimit);
+  }
   for (Peer& peer : peers_) {
     if (peer.endpoint) worker_.Close(std::exchange(peer.endpoint, nullptr));
   }
   worker_.ProgressWhile([&] { return sending_ > 0 || worker_.closing(); }, kEndLimit);
+  memory_.reset();
 }
 
 Network::Traffic NetworkServer::traffic() const {

@@ -2,6 +2,7 @@
 //
 // A reply goes out in segments: a few records are gathered, checked and on their way before the next ones are touched.
 // Ranks that ask at the same time take turns, and one that is slow to receive keeps nobody waiting.
+// Those that read the shard by themselves (network_reads.h) are told where it is.
 // Threads: as each method says.
 #pragma once
 
@@ -37,6 +38,10 @@ class NetworkServer {
   ~NetworkServer();
 
   const std::string& address() const { return worker_.address(); }
+  // What others need to read the shard without asking (Window::Pack); empty: they have to ask.
+  const std::string& window() const { return window_; }
+  // Why they have to, where hardware could; empty: they need not, or it could not.
+  const std::string& why_no_window() const { return why_no_window_; }
 
   // Once. advance: what else the thread looks after, called after every Wake; it returns a descriptor, to be called
   // again when that is readable, or -1.
@@ -46,7 +51,7 @@ class NetworkServer {
   // Any thread.
   void Wake();
   // End the thread, say goodbye to all ranks that have asked or told something, and close the connections, in bounded
-  // time. The last call.
+  // time. Only then is the shard taken back from those who read it. The last call.
   void End(const News& own);
 
   Network::Traffic traffic() const;
@@ -110,6 +115,7 @@ class NetworkServer {
   void Release(Segment* segment);
   void CloseBroken();
   void TakeAddresses();
+  void Offer();
 
   const UcxLibrary& library_;
   const NetworkOptions& options_;
@@ -135,7 +141,9 @@ class NetworkServer {
   std::vector<Piece> pieces_;
   std::function<int()> advance_;
   std::atomic<uint64_t> messages_sent_{0}, bytes_sent_{0}, bytes_received_{0};
+  std::string window_, why_no_window_;
   UcxWorker worker_;  // the last to be made and the first to go: its callbacks use the others
+  std::unique_ptr<UcxMemory> memory_;
   std::thread thread_;
 };
 

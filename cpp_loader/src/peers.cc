@@ -264,9 +264,14 @@ bool Peers::HasLeft(Peer& peer) {
 bool Peers::Check(Peer& peer) {
   if (peer.gone) return false;
   if (!peer.address.mapped) {
-    if (peer.counters->state() == Counters::kOpen) return true;
-    const std::string reason = network_->failed(peer.rank);
-    Drop(peer, reason == "closed" ? "" : reason);
+    const Counters::State state = peer.counters->state();
+    if (state == Counters::kOpen) return true;
+    const std::string reason = network_->failed(peer.rank);  // empty: it says so itself
+    if (state == Counters::kClosed) {
+      Drop(peer, "");
+    } else {
+      Drop(peer, reason.empty() ? "its rehearsal buffer has failed" : reason);
+    }
     return false;
   }
   const Counters::State state = peer.counters->state();

@@ -19,6 +19,14 @@ uint64_t RoundUp(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / un
 
 uint64_t RecordsAt(uint32_t share) { return kPage + RoundUp(uint64_t{share} * sizeof(double), kPage); }
 
+// Stores before it reach memory before those after it, for network cards too. To x86 these are readers like any other;
+// Arm promises what C++ orders to processors alone.
+void OrderForDevices() {
+#if defined(__aarch64__)
+  asm volatile("dmb oshst" ::: "memory");
+#endif
+}
+
 static_assert(sizeof(Counters) <= kPage);
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
 
@@ -38,16 +46,22 @@ void Wake(const std::atomic<uint64_t>& counter) {
 void Counters::SetFill(Fill fill) {
   const uint64_t version = fill_version_.load(std::memory_order_relaxed) + 1;
   FillWords& words = fills_[version % 2];
+  OrderForDevices();
   words.stored.store(fill.stored, std::memory_order_release);
   words.mass.store(fill.mass, std::memory_order_release);
+  OrderForDevices();
   fill_version_.store(version, std::memory_order_release);
+}
+
+Fill Counters::FillOf(uint64_t version) const {
+  const FillWords& words = fills_[version % 2];
+  return {words.stored.load(std::memory_order_acquire), words.mass.load(std::memory_order_acquire)};
 }
 
 Fill Counters::fill() const {
   for (;;) {
     const uint64_t version = fill_version_.load(std::memory_order_acquire);
-    const FillWords& words = fills_[version % 2];
-    const Fill fill{words.stored.load(std::memory_order_acquire), words.mass.load(std::memory_order_acquire)};
+    const Fill fill = FillOf(version);
     // These words are written again only after the version has changed.
     if (fill_version_.load(std::memory_order_relaxed) == version) return fill;
   }
@@ -82,6 +96,12 @@ uint64_t Shard::Bytes(const Layout& layout, uint32_t share) {
   return RecordsAt(share) + bytes;
 }
 
+uint64_t Shard::InverseInclusionAt(uint32_t stratum) { return kPage + uint64_t{stratum} * sizeof(double); }
+
+uint64_t Shard::RecordAt(const Layout& layout, uint32_t share, uint32_t slot) {
+  return RecordsAt(share) + slot * layout.stride();
+}
+
 Shard::Shard(const Slab& slab, const Layout& layout, uint32_t share)
     : start_(slab.data()), records_(slab.data() + RecordsAt(share)), stride_(layout.stride()), share_(share) {}
 
@@ -92,9 +112,11 @@ void Shard::BeginWrite(std::span<const Write> writes) const {
 #if !defined(__SANITIZE_THREAD__)  // which knows no fences
   std::atomic_thread_fence(std::memory_order_release);
 #endif
+  OrderForDevices();
 }
 
 void Shard::EndWrite(std::span<const Write> writes) const {
+  OrderForDevices();
   for (const Write& write : writes) {
     std::atomic_ref<uint32_t>(record(write.slot).version).fetch_add(1, std::memory_order_release);
   }

@@ -6,7 +6,8 @@
 // One writer, any number of readers, no locks. A record is read by looking at its version before and after the copy
 // (seqlock): whoever finds the same even number twice has one sample, whole. Counters and table are single words that
 // are written in one go. The owner publishes in an order that a reader can rely on: a record that the fill count covers
-// is complete, and its stratum has a value.
+// is complete, and its stratum has a value. How a reader goes about it that has no loads of its own to order, but reads
+// through a network card, is said in network_reads.h.
 //
 // Threads: functions marked "owner" are for one thread at a time; all others for any thread, at any time, as long as
 // the slab lives.
@@ -42,6 +43,9 @@ class Counters {
   // Both numbers belong together, also when they are just being written.
   void SetFill(Fill fill);
   Fill fill() const;
+  // For who reads a copy of all this: what `version` stood for, if the copy was made while that version held.
+  uint64_t fill_version() const { return fill_version_.load(std::memory_order_acquire); }
+  Fill FillOf(uint64_t version) const;
 
   // Stamps (peers.h) of the last step whose batch is inserted and of the last one whose draws are fetched. Setting
   // wakes those who wait.
@@ -80,6 +84,9 @@ class Shard {
  public:
   // Bytes of a slab for `share` records. Throws std::runtime_error when there are more than any machine addresses.
   static uint64_t Bytes(const Layout& layout, uint32_t share);
+  // Where the parts are, from its start; the counters are there.
+  static uint64_t InverseInclusionAt(uint32_t stratum);
+  static uint64_t RecordAt(const Layout& layout, uint32_t share, uint32_t slot);
 
   Shard() = default;
   // A view of the slab's bytes, which keep their contents. Owner's slabs start zeroed, which is a shard without

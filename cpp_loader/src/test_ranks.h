@@ -3,13 +3,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "engine.h"
+#include "network.h"
 #include "peers.h"
 #include "shard.h"
 #include "slab.h"
@@ -24,12 +27,45 @@ inline uint32_t RankOf(uint64_t number) { return static_cast<uint32_t>(number / 
 
 inline std::string NameOf(uint32_t rank) { return "rank " + std::to_string(rank) + " (test)"; }
 
+// How ranks reach each other: as those of one node do, or as if each were on another one, by way of the loopback
+// interface.
+enum class Way { kMemory, kRequests, kGets };
+
+inline std::string NameOf(Way way) {
+  return way == Way::kMemory ? "Memory" : way == Way::kRequests ? "Requests" : "Gets";
+}
+
+inline std::string UcxForTests() {
+  const char* const library = std::getenv("REPRISE_UCX_LIBRARY");
+  return library ? library : UCX_LIBRARY;
+}
+
+// Why this way cannot be gone here; empty when it can.
+inline std::string WhyNot(Way way) {
+#if defined(__SANITIZE_THREAD__)
+  setenv("UCX_MEM_EVENTS", "n", 0);  // or UCX calls the sanitizer from threads that it has forgotten already
+#endif
+  return way == Way::kMemory ? "" : WhyNoNetwork(UcxForTests());
+}
+
+inline std::optional<NetworkOptions> NetworkFor(Way way) {
+  if (way == Way::kMemory) return std::nullopt;
+  NetworkOptions options;
+  options.library = UcxForTests();
+  options.devices = "lo";
+  options.transports = "tcp,self";
+  options.key = 0x6EC2E7;
+  options.reads = way == Way::kGets ? Reads::kGet : Reads::kRequest;
+  return options;
+}
+
 // Tells all ranks about each other.
 inline void Connect(std::span<const EngineHandle> engines) {
   std::vector<PeerAddress> addresses;
   for (uint32_t rank = 0; rank < engines.size(); ++rank) {
     addresses.push_back(engines[rank]->address());
     addresses.back().name = NameOf(rank);
+    addresses.back().mapped = addresses.back().network.empty();
   }
   for (const EngineHandle& engine : engines) engine->Connect(addresses);
 }

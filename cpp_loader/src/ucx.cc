@@ -32,6 +32,20 @@ constexpr std::pair<const char*, const char*> kSettings[] = {
     {"TCP_KEEPIDLE", "3s"}, {"TCP_KEEPINTVL", "1s"}, {"TCP_KEEPCNT", "3"}, {"KEEPALIVE_INTERVAL", "3s"},
 };
 
+// What UCX prints about one of its objects.
+template <typename Print>
+std::string Printed(Print print) {
+  char* text = nullptr;
+  size_t bytes = 0;
+  FILE* const stream = open_memstream(&text, &bytes);
+  if (!stream) return "";
+  print(stream);
+  std::fclose(stream);
+  std::string printed(text, bytes);
+  std::free(text);
+  return printed;
+}
+
 bool InEnvironment(const std::string& name) { return std::getenv(("UCX_" + name).c_str()) != nullptr; }
 
 // While it lives, whoever sets handlers for faults does so in vain: UCX puts its own in place when it is loaded, and so
@@ -75,6 +89,7 @@ UcxLibrary::UcxLibrary(const std::string& name) : library_(Open(name)) {
   config_release = Find(config_release, "ucp_config_release");
   init_version = Find(init_version, "ucp_init_version");
   cleanup = Find(cleanup, "ucp_cleanup");
+  context_print_info = Find(context_print_info, "ucp_context_print_info");
   worker_create = Find(worker_create, "ucp_worker_create");
   worker_destroy = Find(worker_destroy, "ucp_worker_destroy");
   worker_get_address = Find(worker_get_address, "ucp_worker_get_address");
@@ -83,10 +98,18 @@ UcxLibrary::UcxLibrary(const std::string& name) : library_(Open(name)) {
   worker_progress = Find(worker_progress, "ucp_worker_progress");
   worker_arm = Find(worker_arm, "ucp_worker_arm");
   worker_set_am_recv_handler = Find(worker_set_am_recv_handler, "ucp_worker_set_am_recv_handler");
+  worker_flush_nbx = Find(worker_flush_nbx, "ucp_worker_flush_nbx");
   ep_create = Find(ep_create, "ucp_ep_create");
   ep_close_nbx = Find(ep_close_nbx, "ucp_ep_close_nbx");
   ep_print_info = Find(ep_print_info, "ucp_ep_print_info");
   am_send_nbx = Find(am_send_nbx, "ucp_am_send_nbx");
+  mem_map = Find(mem_map, "ucp_mem_map");
+  mem_unmap = Find(mem_unmap, "ucp_mem_unmap");
+  rkey_pack = Find(rkey_pack, "ucp_rkey_pack");
+  rkey_buffer_release = Find(rkey_buffer_release, "ucp_rkey_buffer_release");
+  ep_rkey_unpack = Find(ep_rkey_unpack, "ucp_ep_rkey_unpack");
+  rkey_destroy = Find(rkey_destroy, "ucp_rkey_destroy");
+  get_nbx = Find(get_nbx, "ucp_get_nbx");
   request_check_status = Find(request_check_status, "ucp_request_check_status");
   request_free = Find(request_free, "ucp_request_free");
   status_string = Find(status_string, "ucs_status_string");
@@ -119,10 +142,15 @@ int MakeEventDescriptor() {
   return descriptor;
 }
 
-UcxWorker::UcxWorker(const UcxLibrary& library, const std::string& devices, const std::string& transports)
+bool ReadsNatively(const std::string& transports) {
+  const std::string text = " " + transports;
+  return text.find(" rc_") != std::string::npos || text.find(" dc_") != std::string::npos;
+}
+
+UcxWorker::UcxWorker(const UcxLibrary& library, const std::string& devices, const std::string& transports, Reads reads)
     : library_(library) {
   try {
-    Make(devices, transports);
+    Make(devices, transports, reads);
   } catch (...) {
     Free();
     throw;
@@ -131,7 +159,7 @@ UcxWorker::UcxWorker(const UcxLibrary& library, const std::string& devices, cons
 
 UcxWorker::~UcxWorker() { Free(); }
 
-void UcxWorker::Make(const std::string& devices, const std::string& transports) {
+void UcxWorker::Make(const std::string& devices, const std::string& transports, Reads reads) {
   const SignalsBlocked blocked;  // UCX starts a thread
   ucp_config_t* config = nullptr;
   library_.Check(library_.config_read(nullptr, nullptr, &config), "reading its configuration");
@@ -153,19 +181,30 @@ void UcxWorker::Make(const std::string& devices, const std::string& transports) 
     if (full.starts_with("TCP_")) library_.config_modify(config, full.substr(4).data(), value);
   }
   std::string what = "setting its options";
-  if (status == UCS_OK) {
+  const auto init = [&](uint64_t features) {
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES;
-    params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
+    params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP | features;
     status = library_.init_version(kMajor, kMinor, &params, config, &context_);
+  };
+  if (status == UCS_OK) {
+    reads_ = reads == Reads::kGet;
+    init(reads_ ? UCP_FEATURE_RMA : 0);
     what = "no usable interface (devices \"" + devices + "\", transports \"" + transports + "\")";
+  }
+  if (status == UCS_OK && reads == Reads::kAuto &&
+      ReadsNatively(Printed([&](FILE* stream) { library_.context_print_info(context_, stream); }))) {
+    // What there is, is known only to who has asked for something.
+    library_.cleanup(std::exchange(context_, nullptr));
+    reads_ = true;
+    init(UCP_FEATURE_RMA);
   }
   library_.config_release(config);
   library_.Check(status, what);
   ucp_worker_params_t params{};
   params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE | UCP_WORKER_PARAM_FIELD_EVENTS;
   params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
-  params.events = UCP_WAKEUP_RX | UCP_WAKEUP_TX;
+  params.events = UCP_WAKEUP_RX | UCP_WAKEUP_TX | (reads_ ? UCP_WAKEUP_RMA : 0);
   library_.Check(library_.worker_create(context_, &params, &worker_), what);
   library_.Check(library_.worker_get_efd(worker_, &descriptor_), "sleeping on these transports");
   ucp_address_t* address = nullptr;
@@ -222,6 +261,15 @@ ucs_status_ptr_t UcxWorker::Send(ucp_ep_h endpoint, unsigned id, std::span<const
   return library_.am_send_nbx(endpoint, id, header.data(), header.size(), data.data(), data.size(), &params);
 }
 
+ucs_status_ptr_t UcxWorker::Get(ucp_ep_h endpoint, ucp_rkey_h key, void* target, uint64_t remote, uint64_t bytes,
+                                ucp_send_nbx_callback_t done, void* arg) {
+  ucp_request_param_t params{};
+  params.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  params.cb.send = done;
+  params.user_data = arg;
+  return library_.get_nbx(endpoint, target, bytes, remote, key, &params);
+}
+
 bool UcxWorker::Progress() {
   const bool any = library_.worker_progress(worker_) != 0;
   std::erase_if(closing_, [&](void* request) {
@@ -245,15 +293,16 @@ void UcxWorker::ProgressWhile(const std::function<bool()>& busy, std::chrono::na
   }
 }
 
+void UcxWorker::Flush(std::chrono::nanoseconds limit) {
+  ucp_request_param_t params{};
+  void* const request = library_.worker_flush_nbx(worker_, &params);
+  if (!UCS_PTR_IS_PTR(request)) return;
+  ProgressWhile([&] { return library_.request_check_status(request) == UCS_INPROGRESS; }, limit);
+  closing_.push_back(request);  // to be freed when it has come to its end
+}
+
 std::string UcxWorker::Transports(ucp_ep_h endpoint) const {
-  char* text = nullptr;
-  size_t bytes = 0;
-  FILE* const stream = open_memstream(&text, &bytes);
-  if (!stream) return "unknown";
-  library_.ep_print_info(endpoint, stream);
-  std::fclose(stream);
-  const std::string info(text, bytes);
-  std::free(text);
+  const std::string info = Printed([&](FILE* stream) { library_.ep_print_info(endpoint, stream); });
   // "#    lane[0]: 1:tcp/lo.0 md[1] ..."
   std::string found;
   for (size_t at = info.find("lane["); at != std::string::npos; at = info.find("lane[", at + 1)) {
@@ -265,6 +314,29 @@ std::string UcxWorker::Transports(ucp_ep_h endpoint) const {
   }
   return found.empty() ? "unknown" : found;
 }
+
+UcxMemory::UcxMemory(const UcxWorker& worker, std::byte* begin, uint64_t bytes) : worker_(worker) {
+  const UcxLibrary& library = worker.library();
+  ucp_mem_map_params_t params{};
+  params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_PROT;
+  params.address = begin;
+  params.length = bytes;
+  params.prot = UCP_MEM_MAP_PROT_LOCAL_READ | UCP_MEM_MAP_PROT_REMOTE_READ;
+  const std::string what = "registering " + std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB was refused";
+  library.Check(library.mem_map(worker.context(), &params, &memory_), what);
+  void* key = nullptr;
+  size_t key_bytes = 0;
+  const ucs_status_t status = library.rkey_pack(worker.context(), memory_, &key, &key_bytes);
+  if (status == UCS_OK) {
+    key_.assign(static_cast<const char*>(key), key_bytes);
+    library.rkey_buffer_release(key);
+    return;
+  }
+  library.mem_unmap(worker.context(), memory_);
+  library.Check(status, what);
+}
+
+UcxMemory::~UcxMemory() { worker_.library().mem_unmap(worker_.context(), memory_); }
 
 }  // namespace reprise
 
