@@ -194,7 +194,7 @@ TEST_P(GlobalEnd, DestroyedWithoutCloseTheyLeaveNothingOpen) {
 class GlobalEndApart : public testing::TestWithParam<std::tuple<bool, Way>> {
  protected:
   void SetUp() override {
-    const std::string reason = WhyNot(way_);
+    const std::string reason = WhyNotLeave(way_);
     if (!reason.empty()) GTEST_SKIP() << reason;
   }
 
