@@ -1,6 +1,7 @@
 // The asking half of a Network: sends requests and news, and puts replies where they are wanted, or reads what is
-// wanted itself where hardware can (network_reads.h). See network.h. Threads: everything may be called from any thread,
-// one at a time inside: a Finish keeps all others but Stop out.
+// wanted itself where hardware can (network_reads.h). See network.h.
+//
+// Threads: everything may be called from any thread, one at a time inside: a Finish keeps all others but Stop out.
 #pragma once
 
 #if defined(REPRISE_HAVE_UCX)

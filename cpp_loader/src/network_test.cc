@@ -861,6 +861,7 @@ TEST_P(NetworkReadsTest, OfferedMemoryIsNotTouched) {
 }
 
 TEST_P(NetworkReadsTest, FillsBelongTogetherWhileTheyAreWritten) {
+  SKIP_RACES();
   Rank a(0, 2, {100}, 5), b(1, 2, {100}, 5);
   Introduce({&a, &b});
   std::atomic<bool> stopping{false};
@@ -887,6 +888,7 @@ TEST_P(NetworkReadsTest, FillsBelongTogetherWhileTheyAreWritten) {
 }
 
 TEST_P(NetworkReadsTest, ARankThatLeavesWhileItIsReadIsClosed) {
+  SKIP_RACES();
   for (int repeat = 0; repeat < 20; ++repeat) {
     Rank a(0, 2, {60000}, 8), b(1, 2, {60000}, 8);
     Introduce({&a, &b});

@@ -10,9 +10,10 @@
 // sees every rank's inserts up to its own step, and nothing later.
 //
 // Else fill counts are as fresh as they come: those of the own node are read at every step, those of others come with
-// every answer. While shares still fill, ranks that do not ask each other yet must hear of it too: at step t a rank
-// passes on what has changed to the rank 2^(t mod log2 N) further on, so that after log2 N steps everybody knows
-// (Hensgen, Finkel and Manber 1988, dissemination). Full shares change no more, and that ends.
+// every answer, or are read along with the records. While shares still fill, ranks that do not ask each other yet must
+// hear of it too, and whoever reads records without asking tells their owner nothing. So at step t a rank passes on
+// what has changed to the rank 2^(t mod log2 N) further on, so that after log2 N steps everybody knows (Hensgen, Finkel
+// and Manber 1988, dissemination). Full shares change no more, and that ends.
 //
 // Threads: all for whoever runs a step (engine.h: under execution_), except Stop and TakeLost. Waiting sleeps.
 #pragma once

@@ -194,10 +194,11 @@ void UcxWorker::Make(const std::string& devices, const std::string& transports, 
   }
   if (status == UCS_OK && reads == Reads::kAuto &&
       ReadsNatively(Printed([&](FILE* stream) { library_.context_print_info(context_, stream); }))) {
-    // What there is, is known only to who has asked for something.
+    // Only a context knows what there is, and what it can do is settled when it is made.
     library_.cleanup(std::exchange(context_, nullptr));
-    reads_ = true;
     init(UCP_FEATURE_RMA);
+    reads_ = status == UCS_OK;
+    if (!reads_) init(0);
   }
   library_.config_release(config);
   library_.Check(status, what);
