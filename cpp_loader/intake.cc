@@ -24,10 +24,9 @@ int64_t VersionOf(PyObject* tensor) {
   static PyObject* const name = Name("_version");
   // Looked up once: tensors come one by one, to caches that know nothing of their type any more.
   static const PyTypeObject* type = nullptr;
-  static const PyGetSetDef* getter = nullptr;
-  static Object descriptor;
+  static const PyGetSetDef* getter = nullptr;  // torch's own, for the life of the process
   if (Py_TYPE(tensor) != type) {
-    descriptor = Attribute(reinterpret_cast<PyObject*>(Py_TYPE(tensor)), "_version");
+    const Object descriptor = Attribute(reinterpret_cast<PyObject*>(Py_TYPE(tensor)), "_version");
     PyErr_Clear();
     const bool simple = descriptor && Py_TYPE(descriptor.get()) == &PyGetSetDescr_Type;
     getter = simple ? reinterpret_cast<PyGetSetDescrObject*>(descriptor.get())->d_getset : nullptr;

@@ -95,7 +95,7 @@ class Peers {
   // Before this rank leaves: in deterministic mode give remote ranks some seconds to read what they still want. Those
   // on the node have it mapped.
   void Linger();
-  // This rank leaves: others stop drawing from it. What it says first holds.
+  // This rank leaves: others stop drawing from it. What it says first holds; a failure after Stop is none.
   void Leave(Counters::State state);
   // End every wait, in any thread, by an exception; for good.
   void Stop();
