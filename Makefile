@@ -14,7 +14,7 @@ ON_TERMINAL = if [ -t 2 ]; then export REPRISE_TERMINAL="$$(tty <&2)"; fi;
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test ctest $(CPP_BUILDS:%=ctest-%) bench lint clean distclean
+.PHONY: help setup demo test ctest $(CPP_BUILDS:%=ctest-%) $(CPP_BUILDS:%=cbuild-%) bench lint clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,13 +32,24 @@ demo: setup  ## two Horovod workers learn handwritten digits, without rehearsal 
 test: setup ctest  ## every test that needs no GPU
 	$(IN_VENV) timeout 1900 pytest tests
 
-ctest: $(CPP_BUILDS:%=ctest-%)  ## the C++ tests: as released, under address and undefined, and under thread sanitizer
+ctest: setup  ## the C++ tests: as released, under address and undefined, and under thread sanitizer
+	@$(MAKE) --no-print-directory -j2 --output-sync=target ALL_IN_TURN=1 $(CPP_BUILDS:%=ctest-%)
 
-$(CPP_BUILDS:%=ctest-%): ctest-%: setup
-	@echo "C++ tests: $*"
+# Tests wait more than they compute: one build compiles, and steps back, while the tests of the one before run.
+$(CPP_BUILDS:%=cbuild-%): cbuild-%: setup
 	@$(IN_VENV) timeout 600 cmake --preset $* --no-warn-unused-cli -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
-	@$(IN_VENV) timeout 600 cmake --build --preset $*
+	@$(IN_VENV) timeout 900 nice cmake --build --preset $*
+
+$(CPP_BUILDS:%=ctest-%): ctest-%: cbuild-%
+	@echo "C++ tests: $*"
 	@$(IN_VENV) timeout 600 ctest --preset $*
+
+ifdef ALL_IN_TURN
+cbuild-address: | cbuild-release
+cbuild-thread: | cbuild-address
+ctest-address: | ctest-release
+ctest-thread: | ctest-address
+endif
 
 bench: setup  ## the buffer against the memory limit and those of its peers that are installed (ARGS="--workload cifar")
 	@$(BIN)/python benchmarks/buffer.py $(ARGS)

@@ -30,6 +30,8 @@ from reprise.runtime.files import atomic_write
 
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _WARMUP = 3
+_GETS_PER_RECORD, _GETS_PER_OWNER = 5, 3
+"""Of a one-sided draw of one field: version, label and task, weight, the field, version; its counters in each round."""
 _Z95 = 1.6449
 """95 % of a normal distribution lie below so many standard deviations."""
 
@@ -73,8 +75,8 @@ class Network:
     latency_us: float
     """One way, from one program to the other."""
     one_sided: bool
-    """Cards read the owner's memory by themselves, a read per record and one more of its version, to see that it is
-    whole; else one request per owner, whose server thread gathers and sends, and the reader copies."""
+    """Cards read the owner's memory by themselves, in three rounds (cpp_loader/src/network_reads.h): versions, records,
+    versions; else one request per owner, whose server thread gathers and sends, and the reader copies."""
     thread_gigabytes_per_s: float
     """How fast one thread moves bytes through the network stack; for two-sided ones."""
     link_share: float
@@ -175,8 +177,8 @@ def simulate(job: Job, costs: Costs, network: Network, steps: int, seed: int = 1
         if step >= 0:
             sent = np.bincount(requests.reader, minlength=job.ranks).astype(np.float64)
             fetched = np.bincount(requests.reader, weights=requests.rows, minlength=job.ranks)
-            # What a rank sends it also gets, on average: a reply for a request, or a version for a record.
-            messages = 2 * (fetched if network.one_sided else sent)
+            # A rank sends as many replies as requests, on average.
+            messages = _GETS_PER_RECORD * fetched + _GETS_PER_OWNER * sent if network.one_sided else 2 * sent
             in_node = requests.near_others * job.record_bytes
             observed = (blocked, ready - begun, sent, messages, fetched * job.record_bytes, in_node)
             for column, values in zip(columns, observed, strict=True):
@@ -232,8 +234,8 @@ def _travel(
     transmission: Floats = num_bytes * cards.byte_us
     ask = leaves + network.latency_us
     if network.one_sided:
-        # A read's way there; its records lie in memory as they are.
-        sendable, handling = ask, np.zeros(len(ask))
+        # After the round of versions; records lie in memory as they are.
+        sendable, handling = ask + 2 * network.latency_us, np.zeros(len(ask))
     else:
         through_stack: Floats = job.slower * num_bytes * 1e-3 / network.thread_gigabytes_per_s
         gather = job.slower * (requests.rows * costs.record_us + num_bytes * costs.byte_us)
@@ -246,7 +248,7 @@ def _travel(
     coming = start + network.latency_us
     _, arrived = fifo(requests.reader // job.ranks_per_node, coming, transmission, cards.receiving)
     if network.one_sided:
-        return arrived + 2 * network.latency_us, handling
+        return arrived + 2 * network.latency_us, handling  # versions again
     # A reader handles a reply's messages while the rest is on the way.
     return np.maximum(arrived - handling, coming), handling
 

@@ -5,7 +5,7 @@ test is written against `dist.current()` and runs on all ranks in step, so a ran
 the others would wait for it in the next collective.
 
 CONTRACT_TRANSPORT=shm|ucx|collectives says how ranks are to read each other's samples; only implementations that can
-do so are then tested. Without it "auto" is.
+do so are then tested. Without it "auto" is. CONTRACT_IMPLEMENTATION=standard|flyweight|python leaves one of them.
 """
 
 import os
@@ -36,7 +36,8 @@ def transport(implementation: str) -> str:
 
 def asked() -> list[str]:
     """Implementations that can read other ranks' samples in the way that is to be tested."""
-    return {"auto": list(IMPLEMENTATIONS), "collectives": ["python"]}.get(TRANSPORT, ["standard", "flyweight"])
+    able = {"auto": list(IMPLEMENTATIONS), "collectives": ["python"]}.get(TRANSPORT, ["standard", "flyweight"])
+    return [name for name in able if name == os.environ.get("CONTRACT_IMPLEMENTATION", name)]
 
 
 def _implementations() -> list[str]:

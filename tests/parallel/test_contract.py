@@ -1,6 +1,7 @@
 """The contract suite on several processes: the very tests of tests/contract, in step on every rank.
 
-Launcher, number of ranks and transport, in every combination with --whole.
+Launcher, number of ranks and transport, in every combination with --whole. Otherwise every launcher and every transport
+as far as a run of all tests can afford it, each with one of the two ways in which the engine delivers.
 """
 
 import socket
@@ -13,31 +14,31 @@ import pytest
 
 SUITE = Path(__file__).parents[1] / "contract"
 LAUNCHERS, SIZES, TRANSPORTS = ("horovodrun", "mpirun", "torchrun"), (2, 4, 8), ("shm", "ucx", "collectives")
+ALL = ""  # implementations that the transport allows
 # One rank reads nobody else.
-WHOLE = [*product(LAUNCHERS, (1,), ("auto",)), *product(LAUNCHERS, SIZES, TRANSPORTS)]
-# Every launcher and every transport, as far as a run of all tests can afford it.
+WHOLE = [(*case, ALL) for case in (*product(LAUNCHERS, (1,), ("auto",)), *product(LAUNCHERS, SIZES, TRANSPORTS))]
 CHOSEN = [
-    ("horovodrun", 2, "collectives"),
-    ("horovodrun", 2, "shm"),
-    ("horovodrun", 2, "ucx"),
-    ("mpirun", 2, "collectives"),
-    ("mpirun", 2, "shm"),
-    ("torchrun", 2, "ucx"),
-    ("torchrun", 4, "collectives"),
-    ("torchrun", 4, "shm"),
+    ("horovodrun", 2, "collectives", "python"),
+    ("horovodrun", 2, "shm", "standard"),
+    ("mpirun", 2, "ucx", "standard"),
+    ("torchrun", 2, "collectives", "python"),
+    ("torchrun", 2, "ucx", "flyweight"),
+    ("torchrun", 4, "shm", "flyweight"),
 ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     whole = metafunc.config.getoption("--whole")
-    metafunc.parametrize(("launcher", "num_ranks", "transport"), WHOLE if whole else CHOSEN)
+    metafunc.parametrize(("launcher", "num_ranks", "transport", "implementation"), WHOLE if whole else CHOSEN)
 
 
 @pytest.mark.timeout(2500)
-def test_the_contract_holds_on_several_ranks(launcher, num_ranks, transport):
+def test_the_contract_holds_on_several_ranks(launcher, num_ranks, transport, implementation):
     if launcher not in launch.available():
         pytest.skip(f"{launcher} is not installed")
     environment = {"REPRISE_TIMEOUT": "120", "OMP_NUM_THREADS": "1", "CONTRACT_TRANSPORT": transport}
+    if implementation:
+        environment["CONTRACT_IMPLEMENTATION"] = implementation
     if transport == "ucx" and launcher != "torchrun":
         environment["UCX_NET_DEVICES"] = interface()
     finished = launch.run(

@@ -99,7 +99,7 @@ def test_one_reply_is_asked_for_gathered_sent_and_taken_in() -> None:
     assert outcome.messages[0, reader] == 2
 
 
-def test_a_one_sided_read_needs_nobody_and_is_looked_at_twice() -> None:
+def test_a_one_sided_read_needs_nobody_and_takes_three_rounds() -> None:
     job = replace(JOB, ranks=2, records=1, compute_us=10_000.0)
     network = replace(SLOW, one_sided=True)
     for seed in range(50):
@@ -108,8 +108,9 @@ def test_a_one_sided_read_needs_nobody_and_is_looked_at_twice() -> None:
         if rows.sum() == 1:
             break
     reader = int(rows.argmax())
-    assert outcome.prepared_us[0, reader] == pytest.approx(102.25 + 3.0 + 50.0 + 50.0 + 2.0 + 2 * 50.0)
-    assert outcome.messages[0, reader] == 2
+    assert outcome.prepared_us[0, reader] == pytest.approx(102.25 + 3.0 + 3 * 2 * 50.0 + 2.0)
+    # Version, label and task, weight, field, version; the owner's counters in every round.
+    assert outcome.messages[0, reader] == 5 + 3
 
 
 @pytest.mark.parametrize(("ranks", "per_node"), [(8, 4), (64, 8), (256, 8)])
