@@ -6,6 +6,7 @@ of negotiation. So every collective here has one that is the same on every rank 
 
 import atexit
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -17,6 +18,9 @@ from reprise.runtime.dist.base import Communicator, Reduction
 from reprise.runtime.dist.launcher import Launch
 from reprise.runtime.dist.watchdog import Watchdog
 from reprise.runtime.errors import UserError
+
+# Horovod's own wait asks again every 0.1 µs, which costs a core per waiting rank where ranks share cores.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5e-5, 1e-3
 
 # HorovodInternalError is raised for our own mistakes too; these words of Horovod's controller tell them apart.
 _OUR_MISTAKE = ("Mismatched", "Duplicate", "Invalid", "not supported", "must be", "does not support")
@@ -73,19 +77,19 @@ class HorovodCommunicator(Communicator):
 
     def _allreduce(self, tensor: Tensor, op: Reduction, label: str) -> Tensor:
         name = f"reprise/{label}.{op}"
-        result: Tensor = self._hvd.synchronize(self._hvd.allreduce_async_(tensor, name=name, op=self._ops[op]))
+        result: Tensor = self._wait(self._hvd.allreduce_async_(tensor, name=name, op=self._ops[op]))
         return result
 
     def _allgather(self, data: Tensor, label: str) -> Tensor:
-        result: Tensor = self._hvd.synchronize(self._hvd.allgather_async(data[None], name=f"reprise/{label}"))
+        result: Tensor = self._wait(self._hvd.allgather_async(data[None], name=f"reprise/{label}"))
         return result
 
     def _broadcast(self, data: Tensor, root: int, label: str) -> None:
-        self._hvd.synchronize(self._hvd.broadcast_async_(data, root_rank=root, name=f"reprise/{label}"))
+        self._wait(self._hvd.broadcast_async_(data, root_rank=root, name=f"reprise/{label}"))
 
     def _alltoall(self, rows: Tensor, splits: Tensor, label: str) -> tuple[Tensor, Tensor]:
         handle = self._hvd.alltoall_async(rows, splits=splits.to(torch.int32), name=f"reprise/{label}")
-        received, received_splits = self._hvd.synchronize(handle)
+        received, received_splits = self._wait(handle)
         return received.reshape(-1, rows.shape[1]), received_splits.to(torch.int64)
 
     def _data_parallel(
@@ -121,6 +125,14 @@ class HorovodCommunicator(Communicator):
         wrapped.__dict__["_reprise_adasum"] = op == "adasum"
         wrapped.__dict__["zero_grad"] = _zero_grad(wrapped)
         return model, wrapped
+
+    def _wait(self, handle: int) -> Any:
+        """The result of a collective, waited for asleep."""
+        pause = _FIRST_PAUSE_S
+        while not self._hvd.poll(handle):
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        return self._hvd.synchronize(handle)
 
     def _is_loss(self, error: BaseException) -> bool:
         from horovod.common.exceptions import HorovodInternalError
