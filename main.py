@@ -317,7 +317,7 @@ def _stored_field(options: "Options", scenario: "Scenario") -> "Field":
         if name == "uint8":
             raise SharedUserError("buffer_config dtype uint8 cannot hold augmented samples; use float16 or store=raw")
         sample = torch.zeros((1, *scenario.sample_shape), dtype=scenario.sample_dtype)
-        shape = scenario.train_transform(sample, torch.Generator()).shape[1:]
+        shape = scenario.transform.view(sample).shape[1:]
         return Field(tuple(shape), getattr(torch, name or "float32"))
     if name is not None and getattr(torch, name) != scenario.sample_dtype:
         own = str(scenario.sample_dtype).removeprefix("torch.")
@@ -356,8 +356,9 @@ def _strategy(
         network=network,
         stepper=stepper,
         loss=torch.nn.CrossEntropyLoss(reduction="none"),
-        train_transform=scenario.train_transform,
-        eval_transform=scenario.eval_transform,
+        augment=scenario.transform.augment,
+        view=scenario.transform.view,
+        normalise=scenario.transform.normalise,
         augment_rng=seeds.torch_generator(options.seed, "augment", comm.rank),
         buffer=buffer,
         options=options.strategy_config.model_dump(),

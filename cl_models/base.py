@@ -42,8 +42,8 @@ class Parts:
     """What a strategy is built from.
 
     device: where the network is. network: the bare module. stepper: steps it. loss: (outputs, y) -> per-sample losses
-    (n,). train_transform: batched, raw samples to augmented network inputs; eval_transform: the same without
-    augmentation. augment_rng: this rank's generator for augmentation. buffer: the rehearsal memory, None for strategies
+    (n,). augment: batched, raw samples to random views of the same dtype; view: the views that evaluation uses;
+    normalise: views to network inputs. augment_rng: this rank's generator for augmentation. buffer: the rehearsal memory, None for strategies
     without one. options: the keys of --model-config. stored_augmented: samples are kept as the network saw them instead
     of raw. replay_from_task: first task that trains on representatives. span: times a part of the step by name.
     """
@@ -52,8 +52,9 @@ class Parts:
     network: nn.Module
     stepper: Stepper
     loss: Callable[[Any, Tensor], Tensor]
-    train_transform: Callable[[Tensor, torch.Generator], Tensor]
-    eval_transform: Callable[[Tensor], Tensor]
+    augment: Callable[[Tensor, torch.Generator], Tensor]
+    view: Callable[[Tensor], Tensor]
+    normalise: Callable[[Tensor], Tensor]
     augment_rng: torch.Generator
     buffer: RehearsalBuffer | None
     options: Mapping[str, Any]
@@ -98,7 +99,7 @@ class ContinualModel:
         """Logits (n, classes) of raw samples x. With `task` given, classes of other tasks are ruled out (-inf)."""
         training = self.network.training
         self.network.eval()
-        logits: Tensor = self.network(self.parts.eval_transform(x))
+        logits: Tensor = self.network(self.parts.normalise(self.parts.view(x)))
         self.network.train(training)
         return logits if task is None else mask_logits(logits, task.classes)
 
@@ -112,6 +113,10 @@ class ContinualModel:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.parts.stepper.load_state_dict(state["stepper"])
+
+    def training_inputs(self, x: Tensor) -> Tensor:
+        """Network inputs (n, ...) from raw samples, every one augmented by a draw of its own."""
+        return self.parts.normalise(self.parts.augment(x, self.parts.augment_rng))
 
     def mean_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Mean loss over the rows, and what the progress display shows of it."""

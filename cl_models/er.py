@@ -33,14 +33,11 @@ class Er(Vanilla):
     def observe(self, x: Tensor, y: Tensor, task: int) -> Metrics:
         if self.parts.stored_augmented:
             x = x.to(self.parts.device, non_blocking=True)
-            x = self.parts.train_transform(x, self.parts.augment_rng).to(self._buffer.fields["x"].dtype)
+            x = self.training_inputs(x).to(self._buffer.fields["x"].dtype)
         with self.parts.span("rehearsal"):
             batch = self._buffer.augment(x=x, y=y, task=task)
         # Before replay is wanted the samples are stored all the same, and the draw is left unused.
         rows = len(batch) if task >= self.parts.replay_from_task else len(y)
         inputs = batch["x"][:rows]
-        if self.parts.stored_augmented:
-            inputs = inputs.float()
-        else:
-            inputs = self.parts.train_transform(inputs, self.parts.augment_rng)
+        inputs = inputs.float() if self.parts.stored_augmented else self.training_inputs(inputs)
         return self.parts.stepper.minimise(self.mean_loss, inputs, batch["y"][:rows])

@@ -28,8 +28,7 @@ class Vanilla(ContinualModel):
 
     def observe(self, x: Tensor, y: Tensor, task: int) -> Metrics:
         x, y = x.to(self.parts.device, non_blocking=True), y.to(self.parts.device, non_blocking=True)
-        inputs = self.parts.train_transform(x, self.parts.augment_rng)
-        return self.parts.stepper.minimise(self.mean_loss, inputs, y)
+        return self.parts.stepper.minimise(self.mean_loss, self.training_inputs(x), y)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "initial": self._initial}

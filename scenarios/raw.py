@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reprise.runtime.errors import UserError
 from reprise.runtime.registry import Registry
-from reprise.scenarios.transforms import ImageTransform
+from reprise.scenarios.transforms import Transform
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RawData:
     x_test: Tensor
     y_test: Tensor
     num_classes: int
-    transform: ImageTransform
+    transform: Transform
 
     def __post_init__(self) -> None:
         for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):

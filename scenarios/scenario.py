@@ -4,7 +4,6 @@ main.py calls `build` on every rank, and every rank gets the same tasks; which r
 sampler's business. Reads files through the data sets' own loaders only.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from reprise.runtime.seeds import torch_generator
 from reprise.runtime.vision import ensure_torchvision
 from reprise.scenarios.raw import DATASETS, RawData
 from reprise.scenarios.task import ArrayDataset, Task
+from reprise.scenarios.transforms import Transform
 
 SCENARIOS = ("class", "instance")
 
@@ -30,9 +30,8 @@ class Scenario:
     """A sequence of tasks. Labels are positions in `class_order`: label k is class class_order[k] of the data set.
 
     num_classes: of the whole data set, whatever the tasks hold. sample_shape, sample_dtype: of a raw sample.
-    train_transform, eval_transform: a batch of raw samples, on any device, to float32 network inputs; the first
-    augments with the given generator, the second never does. concatenated: each task's training data holds that of
-    the tasks before it.
+    transform: what lies between raw samples and the network. concatenated: each task's training data holds that of the
+    tasks before it.
     """
 
     name: str
@@ -42,8 +41,7 @@ class Scenario:
     class_order: tuple[int, ...]
     sample_shape: tuple[int, ...]
     sample_dtype: torch.dtype
-    train_transform: Callable[[Tensor, torch.Generator], Tensor]
-    eval_transform: Callable[[Tensor], Tensor]
+    transform: Transform
     concatenated: bool = False
 
     def total_train_samples(self) -> int:
@@ -100,8 +98,7 @@ def build(
         class_order=order,
         sample_shape=tuple(raw.x_train.shape[1:]),
         sample_dtype=raw.x_train.dtype,
-        train_transform=raw.transform.train,
-        eval_transform=raw.transform.eval,
+        transform=raw.transform,
         concatenated=concatenate_tasksets,
     )
 

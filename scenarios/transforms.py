@@ -5,9 +5,27 @@ pass, so that a replayed sample is augmented anew. Evaluation never augments.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Transform(Protocol):
+    """What lies between a stored sample and the network. All of it batched, on the batch's device, first axis samples.
+
+    Cut in two so that a strategy may store what the network saw (DER's logits belong to one view of a sample) in the
+    few bytes of the data set's own type.
+    """
+
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One random view of every raw sample, of the raw dtype; `generator` may live on the CPU."""
+
+    def view(self, x: Tensor) -> Tensor:
+        """The view of every raw sample that evaluation uses, of the raw dtype and of the shape that augment makes."""
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Views to float32 network inputs."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +42,19 @@ class ImageTransform:
     padding: int = 0
     flip: bool = False
 
-    def eval(self, x: Tensor) -> Tensor:
-        """Normalise; no augmentation."""
+    def normalise(self, x: Tensor) -> Tensor:
+        """float32 (value / peak - mean) / std."""
         mean, std = self._constants(x.device)
         return (x.to(torch.float32) - mean) / std
 
-    def train(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment every image by its own draw from `generator`, which may live on the CPU, then normalise."""
-        return self.eval(self._augment(x, generator) if self.padding or self.flip else x)
+    def view(self, x: Tensor) -> Tensor:
+        """The images as they are."""
+        return x
 
-    def _augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Shift and mirror every image by its own draw from `generator`, which may live on the CPU."""
+        if not self.padding and not self.flip:
+            return x
         batch, channels, height, width = x.shape
         shifts = 2 * self.padding + 1
         # One tensor for all draws: one copy to the device.

@@ -58,7 +58,7 @@ def test_mnist_is_read_as_written_packed_or_not(tmp_path: Path, suffix: str) -> 
     assert raw.y_test.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
     assert raw.num_classes == 10
     assert sorted(tmp_path.rglob("*")) == before  # the folder may be read-only
-    assert float(raw.transform.eval(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))[0, 0, 0, 0]) == pytest.approx(
+    assert float(raw.transform.normalise(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))[0, 0, 0, 0]) == pytest.approx(
         -0.1307 / 0.3081
     )
 
@@ -94,9 +94,10 @@ def test_cifar_is_augmented_in_training_only(tmp_path: Path) -> None:
     scenario = build("cifar10", tmp_path, class_order_seed=None, given=False)
     x = scenario.tasks[0].train.x[:16]
     generator = torch.Generator().manual_seed(0)
-    assert not torch.equal(scenario.train_transform(x, generator), scenario.train_transform(x, generator))
-    assert torch.equal(scenario.eval_transform(x), scenario.eval_transform(x))
-    black = scenario.eval_transform(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)).flatten().tolist()
+    transform = scenario.transform
+    assert not torch.equal(transform.augment(x, generator), transform.augment(x, generator))
+    assert torch.equal(transform.view(x), x)
+    black = transform.normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)).flatten().tolist()
     assert black == pytest.approx([-0.4914 / 0.2470, -0.4822 / 0.2435, -0.4465 / 0.2616])
 
 
@@ -130,7 +131,7 @@ def test_synthetic_is_the_same_every_time_and_neither_trivial_nor_hopeless() -> 
     assert raw.x_train.shape == (5000, 3, 32, 32)
     assert torch.bincount(raw.y_train).tolist() == [500] * 10
     assert torch.bincount(raw.y_test).tolist() == [100] * 10
-    train, test = raw.transform.eval(raw.x_train).flatten(1), raw.transform.eval(raw.x_test).flatten(1)
+    train, test = raw.transform.normalise(raw.x_train).flatten(1), raw.transform.normalise(raw.x_test).flatten(1)
     means = torch.stack([train[raw.y_train == label].mean(0) for label in range(10)])
     accuracy = (torch.cdist(test, means).argmin(1) == raw.y_test).float().mean()
     assert 0.4 < accuracy < 0.9  # by the nearest class mean; chance is 0.1

@@ -121,7 +121,7 @@ def test_scenario_says_what_its_samples_look_like() -> None:
     assert (scenario.sample_shape, scenario.sample_dtype) == ((1, 8, 8), torch.uint8)
     x, y = scenario.tasks[0].train.__getitems__([3, 1])
     assert (x.shape, x.dtype, y.dtype) == ((2, 1, 8, 8), torch.uint8, torch.int64)
-    inputs = scenario.eval_transform(x)
+    inputs = scenario.transform.normalise(x)
     assert inputs.dtype == torch.float32
     assert -1 <= float(inputs.min()) <= float(inputs.max()) <= 1
     single_x, single_y = scenario.tasks[0].train[3]
