@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from reprise.runtime.errors import UserError
 from reprise.runtime.registry import Registry
@@ -22,13 +22,15 @@ class Backbone:
 
     make: (num_classes, sample_shape, options) -> module that maps (b, *sample_shape) float32 to logits
     (b, num_classes). lr: learning rate of one rank, before scaling. regime: epochs of a task -> phases for
-    train/regime.py. options: the keys of --backbone-config that it takes, with their defaults.
+    train/regime.py. options: the keys of --backbone-config that it takes, with their defaults. loss: (outputs, y) ->
+    per-sample losses (n,); None: cross-entropy.
     """
 
     make: Callable[[int, Shape, Mapping[str, Any]], nn.Module]
     lr: float
     regime: Callable[[int], Phases]
     options: Mapping[str, Any] = field(default_factory=dict)
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone")

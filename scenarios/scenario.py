@@ -31,7 +31,8 @@ class Scenario:
 
     num_classes: of the whole data set, whatever the tasks hold. sample_shape, sample_dtype: of a raw sample.
     transform: what lies between raw samples and the network. concatenated: each task's training data holds that of the
-    tasks before it.
+    tasks before it. target_shape: of the float32 targets of reconstruction, None for labels. boundaries: False for a
+    task-free stream, whose strategy is not told where tasks begin and end.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Scenario:
     sample_dtype: torch.dtype
     transform: Transform
     concatenated: bool = False
+    target_shape: tuple[int, ...] | None = None
+    boundaries: bool = True
 
     def total_train_samples(self) -> int:
         """Distinct training samples of all tasks together."""

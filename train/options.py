@@ -53,8 +53,10 @@ class BufferConfig(Section):
         description="who builds the batch: the engine all of it, the engine the representatives only, plain Python",
     )
     num_representatives: FromZero = Field(default=8, description="representatives r drawn per rank and step, samples")
-    num_representatives_distillation: FromZero = Field(
-        default=8, description="representatives of the second, independent draw (DER++), samples per rank and step"
+    num_representatives_distillation: FromZero | None = Field(
+        default=None,
+        description="representatives drawn with their stored outputs (Der, Derpp), samples per rank and step; none: "
+        "num_representatives",
     )
     num_candidates: Count = Field(
         default=8, description="candidates c of each batch offered to the policy, samples per rank"
@@ -70,11 +72,16 @@ class BufferConfig(Section):
     storage: str = Field(
         default="memory", description="where a rank holds its samples: memory, or file:/path for more than fits there"
     )
-    store: Literal["raw", "augmented"] = Field(
-        default="raw", description="keep samples as before augmentation, or as trained on"
+    store: Literal["raw", "augmented"] | None = Field(
+        default=None,
+        description="keep samples as before augmentation, or as trained on; none: raw, and augmented where outputs are "
+        "stored",
     )
     dtype: Literal["uint8", "float16", "bfloat16", "float32"] | None = Field(
         default=None, description="type of the stored samples; none: the data set's own"
+    )
+    logits_dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        default="float32", description="type of the stored outputs (Der, Derpp)"
     )
     deterministic: bool = Field(
         default=False, description="contents and draws depend on the seed alone, never on timing"
@@ -164,6 +171,10 @@ class ModelConfig(Section):
         description="Derpp: weight of the replayed labels' loss",
         json_schema_extra={"origin": "published with DER++"},
     )
+    joint_mean: bool = Field(
+        default=False,
+        description="Derpp: one mean over new and replayed samples instead of the published sum with beta",
+    )
 
 
 class BackboneConfig(Section):
@@ -244,6 +255,11 @@ class TrainingOptions(Section):
         default=None, description="phases of the optimiser instead of the backbone's"
     )
     use_amp: bool = Field(default=False, description="train in mixed precision")
+    amp_dtype: Literal["auto", "bfloat16", "float16"] = Field(
+        default="auto", description="type of mixed precision; auto: float16 on a GPU, bfloat16 on the CPU"
+    )
+    channels_last: bool = Field(default=False, description="lay images out pixel by pixel instead of plane by plane")
+    compile: bool = Field(default=False, description="compile the network with torch.compile before training")
 
 
 class DistributionOptions(Section):
@@ -319,6 +335,9 @@ class Options(
             # Adasum combines updates inside backward(), before gradients could be unscaled.
             message = "use_adasum does not go with use_amp; leave one of them out"
             raise ConflictError(message, "use_adasum", "use_amp")
+        if self.amp_dtype != "auto" and not self.use_amp:
+            message = f"amp_dtype {self.amp_dtype} has no meaning without use_amp; add it, or leave amp_dtype out"
+            raise ConflictError(message, "amp_dtype", "use_amp")
         if self.use_adasum and self.gradient_predivide_factor != 1:
             message = f"gradient_predivide_factor {self.gradient_predivide_factor:g} has no meaning with use_adasum"
             raise ConflictError(f"{message}; leave one of them out", "use_adasum", "gradient_predivide_factor")
