@@ -50,6 +50,7 @@ DOWNLOAD_S = 3600.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. When other ranks may be waiting, the process ends here instead."""
+    from reprise import backbone
     from reprise.runtime.dist import launcher
     from reprise.train import options
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         speaks = launcher.detect().rank == 0
         resolved = options.parse(arguments, _names())
         _check_strategy(resolved.options)
+        backbone.check(resolved.options.backbone, _free_keys(resolved.options))
         if resolved.print_config:
             if speaks:
                 print(resolved.describe())
@@ -157,12 +159,11 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
 
 
 def _names() -> dict[str, list[str]]:
-    """The names that options can choose from."""
-    from reprise.backbone import BACKBONES
+    """The names that options can choose from, where ours are all there are; backbones may be timm's."""
     from reprise.cl_models import STRATEGIES
     from reprise.scenarios import DATASETS
 
-    return {"backbone": BACKBONES.names(), "model": STRATEGIES.names(), "dataset": DATASETS.names()}
+    return {"model": STRATEGIES.names(), "dataset": DATASETS.names()}
 
 
 def _check_strategy(options: "Options") -> None:
@@ -285,7 +286,8 @@ def _regimes(options: "Options", scenario: "Scenario", comm: "Communicator") -> 
             Regime(
                 [{**phase, **overrides} for phase in phases],
                 lr=lr,
-                scale=min(options.batches_per_allreduce * comm.size, 64),
+                batches_per_step=options.batches_per_allreduce * comm.size,
+                samples_per_step=options.batch_size * options.batches_per_allreduce * comm.size,
                 warmup_epochs=options.warmup_epochs_of(task.index),
                 epochs=epochs,
             )

@@ -223,7 +223,11 @@ class DataOptions(Section):
 class ModelOptions(Section):
     """Model."""
 
-    backbone: Name = Field(default="mnistnet", description="network (the reference's default is resnet50)")
+    backbone: Name = Field(
+        default="mnistnet",
+        description="network: candlenet, convnext, efficientnetv2, ghostnet, mlp, mnistnet, mobilenetv3, ptychonn, "
+        "resnet18, resnet50, or any of timm by its name there (the reference's default is resnet50)",
+    )
     backbone_config: BackboneConfig = Field(default=BackboneConfig(), description="settings of the backbone")
     model: Name = Field(default="Vanilla", description="continual-learning strategy")
     # pydantic keeps the name model_config for itself
