@@ -9,6 +9,8 @@ from reprise.scenarios import (  # noqa: F401
     digits,
     imagenet,
     mnist,
+    ptycho,
+    ptycho_synthetic,
     synthetic,
     tiny_imagenet,
 )

@@ -29,6 +29,23 @@ class Transform(Protocol):
 
 
 @dataclass(frozen=True)
+class Unchanged:
+    """Samples that are network inputs as they are, and the only view of themselves."""
+
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The samples."""
+        return x
+
+    def view(self, x: Tensor) -> Tensor:
+        """The samples."""
+        return x
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The samples, float32."""
+        return x.to(torch.float32)
+
+
+@dataclass(frozen=True)
 class Normalised:
     """Views (b, C, H, W) of values 0 to `peak` to float32 (value / peak - mean) / std, per channel."""
 

@@ -131,3 +131,18 @@ def write_core50(folder: Path, per_session: int = 1) -> Path:
                 name = f"C_{session:02d}_{thing:02d}_{i:03d}.png"
                 save_image(root / f"s{session}" / f"o{thing}" / name, photograph(128, 128, 50 * session + thing + i))
     return root
+
+
+def write_ptycho(folder: Path, scans: int = 4, num: int = 24, size: int = 32, void: int = 3) -> Path:
+    """Scans of `num` patterns of size x size pixels, the first `void` of each without an object; returns where."""
+    root = folder / "Ptycho" / "train"
+    for scan in range(204, 204 + scans):
+        random = np.random.default_rng(scan)
+        phase = random.uniform(-1, 1, (num, size, size)).astype(np.float32)
+        phase[:void] *= 0.05
+        patches = random.uniform(0.5, 1, phase.shape).astype(np.float32) * np.exp(1j * phase)
+        patterns = np.abs(np.fft.fftshift(np.fft.fft2(patches), axes=(1, 2))).astype(np.float32)
+        (root / str(scan)).mkdir(parents=True, exist_ok=True)
+        np.save(root / str(scan) / "patched_psi.npy", patches.astype(np.complex64))
+        np.save(root / str(scan) / "cropped_exp_diffr_data.npy", patterns)
+    return root
