@@ -206,6 +206,12 @@ def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
     from reprise import scenarios
 
     tasksets = options.tasksets_config
+    sequence = tasksets.datasets or []
+    if sequence and sequence[0] != options.dataset:
+        raise SharedUserError(
+            f"tasksets_config datasets begins with '{sequence[0]}', and --dataset is '{options.dataset}'; "
+            "let both name the first data set"
+        )
 
     def build(download: bool) -> "Scenario":
         return scenarios.build(
@@ -215,6 +221,10 @@ def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
             initial_increment=tasksets.initial_increment,
             increment=tasksets.increment,
             num_tasks=tasksets.num_tasks,
+            domain=tasksets.domain,
+            domain_seed=tasksets.domain_seed,
+            datasets=sequence,
+            task_free=tasksets.task_free,
             concatenate_tasksets=tasksets.concatenate_tasksets,
             class_order_seed=tasksets.class_order_seed,
             download=download,

@@ -100,7 +100,7 @@ def _fitted(image: Image.Image, size: int) -> Image.Image:
     if (width, height) == (size, size):
         return image
     shorter = min(width, height)
-    # torchvision's roundings, so that images are theirs to the last bit.
+    # torchvision's roundings, so that the image is the one it makes.
     wide, high = int(size * width / shorter), int(size * height / shorter)
     left, top = round((wide - size) / 2), round((high - size) / 2)
     across, down = width / wide, height / high

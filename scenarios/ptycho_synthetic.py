@@ -3,7 +3,7 @@
 The forward model is that of ptychography (Rodenburg and Faulkner 2004): a probe P of fixed shape illuminates a patch O
 of a complex object at each position of a scan, and the detector far away counts photons,
 
-    I = Poisson(c |F(P O)|^2),    O = exp((i - BETA) phi),
+    I = Poisson(c |F(P O)|^2),    O = exp(i phi - BETA (phi + pi)),
 
 F the centred, unitary discrete Fourier transform. Every scan has an object of its own, of one material: its phase phi
 is a smooth random field, and what retards the wave absorbs it too. The level of the field (how thick the object is) and
@@ -27,11 +27,11 @@ NUM_SCANS = 8
 POSITIONS = 12  # per side of a scan's square grid
 SIZE = 32  # pixels of a pattern and of a patch
 STEP = 5  # pixels between neighbouring positions
-PROBE_WIDTH = 8.0  # standard deviation of the Gaussian probe, pixels
-PROBE_CURVATURE = 0.02  # its quadratic phase, rad per square pixel: it breaks the symmetry of a real probe's patterns
+PROBE_WIDTH = 9.0  # standard deviation of the Gaussian probe, pixels
+PROBE_CURVATURE = 0.08  # its quadratic phase, rad per square pixel: out of focus it spreads over the detector
 LEVELS = (-1.5, 1.5)  # mean phase of the scans' objects, from the least to the greatest, rad
 PHASE = 0.5  # standard deviation of the phase in one object, rad
-BETA = 0.15  # absorption for each radian of phase
+BETA = 0.25  # absorption for each radian of phase
 COUNTS = 100.0  # photons per detector pixel without an object, on average
 GRAIN = (3.0, 6.0)  # correlation lengths across and along the object's grain, pixels
 
@@ -69,7 +69,7 @@ def random_object(scan: int, generator: torch.Generator) -> Tensor:
     # Neighbouring scans are far from each other: 3 and NUM_SCANS have no common divisor.
     level = LEVELS[0] + (LEVELS[1] - LEVELS[0]) * (3 * scan % NUM_SCANS) / (NUM_SCANS - 1)
     phase = (level + PHASE * (field - field.mean()) / field.std()).clamp(-3.1, 3.1)  # no jumps from pi to -pi
-    return torch.polar(torch.exp(-BETA * phase), phase)
+    return torch.polar(torch.exp(-BETA * (phase + math.pi)), phase)
 
 
 def patches_of(whole: Tensor) -> Tensor:
