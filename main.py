@@ -144,12 +144,22 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
 
     # Nothing is left that could refuse this run: only now may it touch what an earlier one left in the folder.
     sink = comm.agree(lambda: _open(resolved, command, comm, folder, source, resumed))
-    results = Results(folder, options.run_name) if folder else None
+    reconstructs = scenario.target_shape is not None
+    results = Results(folder, options.run_name, reconstructs=reconstructs) if folder else None
     with closing(sink):
         progress = loop.run(sink, results.after_task if results else lambda _: None, resumed)
     stored = buffer.global_size if buffer else 0
     if results:
-        summary = summarise(progress, spans, buffer, stored, comm, strategy=options.model, seed=options.seed)
+        summary = summarise(
+            progress,
+            spans,
+            buffer,
+            stored,
+            comm,
+            strategy=options.model,
+            seed=options.seed,
+            reconstructs=reconstructs,
+        )
         results.finish(progress, summary, spans)
     if buffer:
         buffer.close()
@@ -232,6 +242,12 @@ def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
     from reprise import scenarios
 
     tasksets = options.tasksets_config
+    sequence = tasksets.datasets or []
+    if sequence and sequence[0] != options.dataset:
+        raise SharedUserError(
+            f"tasksets_config datasets begins with '{sequence[0]}', and --dataset is '{options.dataset}'; "
+            "let both name the first data set"
+        )
 
     def build(download: bool) -> "Scenario":
         return scenarios.build(
@@ -241,6 +257,10 @@ def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
             initial_increment=tasksets.initial_increment,
             increment=tasksets.increment,
             num_tasks=tasksets.num_tasks,
+            domain=tasksets.domain,
+            domain_seed=tasksets.domain_seed,
+            datasets=sequence,
+            task_free=tasksets.task_free,
             concatenate_tasksets=tasksets.concatenate_tasksets,
             class_order_seed=tasksets.class_order_seed,
             download=download,
@@ -264,6 +284,7 @@ def _network(options: "Options", scenario: "Scenario") -> "nn.Module":
         num_classes=scenario.num_classes,
         sample_shape=scenario.sample_shape,
         config=_free_keys(options),
+        target_shape=scenario.target_shape,
     )
 
 
@@ -306,6 +327,11 @@ def _buffer(
     if not strategy.draws:
         return None
     config = options.buffer_config
+    for key in ("augmentations_offset", "soft_augmentations_offset"):
+        if getattr(config, key) and not scenario.boundaries:
+            raise SharedUserError(
+                f"buffer_config {key} {getattr(config, key)}: a task-free stream has no first task; leave it out"
+            )
     capacity = config.capacity
     if capacity is None:
         assert config.rehearsal_ratio is not None, "one of the two always has a value"

@@ -20,10 +20,8 @@ class Er(Rehearsal):
 
     def rows(self, b: int) -> dict[str, Tensor] | None:
         # On a GPU the rows lie there, where no loader gathers to; views are made from the loaded samples.
-        if self.buffer.device.type != "cpu" or self.parts.stored != "raw":
-            return None
-        rows = self.buffer.rows(b)
-        return {"x": rows["x"], "y": rows[self.label]}
+        in_place = self.buffer.device.type == "cpu" and self.parts.stored == "raw"
+        return self.buffer.rows(b) if in_place else None
 
     def observe(self, x: Tensor, y: Tensor, task: int | None) -> Metrics:
         kept = self.keep(x)

@@ -29,23 +29,58 @@ class Transform(Protocol):
 
 
 @dataclass(frozen=True)
-class ImageTransform:
-    """Raw images (b, C, H, W) of values 0 to `peak` to float32 (value / peak - mean) / std, per channel.
+class Unchanged:
+    """Samples that are network inputs as they are, and the only view of themselves."""
 
-    padding: for training, cut each image at a random place out of itself with so many black pixels on every side;
-    0 for none. flip: for training, mirror each image left to right with probability 1/2.
-    """
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The samples."""
+        return x
+
+    def view(self, x: Tensor) -> Tensor:
+        """The samples."""
+        return x
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The samples, float32."""
+        return x.to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Views (b, C, H, W) of values 0 to `peak` to float32 (value / peak - mean) / std, per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     peak: float = 255.0
-    padding: int = 0
-    flip: bool = False
 
     def normalise(self, x: Tensor) -> Tensor:
         """float32 (value / peak - mean) / std."""
         mean, std = self._constants(x.device)
         return (x.to(torch.float32) - mean) / std
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation on the scale of the raw values, (C, 1, 1) each."""
+        key = (self, device)
+        if key not in _constants:
+            mean, std = (self.peak * torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
+            _constants[key] = mean.to(device), std.to(device)
+        return _constants[key]
+
+
+# Made once per device: building them in every step would make the step wait for a copy to the device.
+_constants: dict[tuple[Normalised, torch.device], tuple[Tensor, Tensor]] = {}
+
+
+@dataclass(frozen=True)
+class ImageTransform(Normalised):
+    """Raw images (b, C, H, W), shifted and mirrored.
+
+    padding: for training, cut each image at a random place out of itself with so many black pixels on every side;
+    0 for none. flip: for training, mirror each image left to right with probability 1/2.
+    """
+
+    padding: int = 0
+    flip: bool = False
 
     def view(self, x: Tensor) -> Tensor:
         """The images as they are."""
@@ -64,9 +99,7 @@ class ImageTransform:
                 for high in (shifts, shifts, 2 if self.flip else 1)
             ]
         )
-        if x.is_cuda and not draws.is_cuda:
-            draws = draws.pin_memory()
-        top, left, mirrored = draws.to(x.device, non_blocking=True).unsqueeze(2)
+        top, left, mirrored = to_device(draws, x.device).unsqueeze(2)
         rows = top + torch.arange(height, device=x.device)
         columns = torch.arange(width, device=x.device)
         columns = left + torch.where(mirrored.bool(), width - 1 - columns, columns)
@@ -75,14 +108,9 @@ class ImageTransform:
         planes = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
         return padded[samples, planes, rows.view(batch, 1, height, 1), columns.view(batch, 1, 1, width)]
 
-    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation on the scale of the raw values, (C, 1, 1) each."""
-        key = (self, device)
-        if key not in _constants:
-            mean, std = (self.peak * torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
-            _constants[key] = mean.to(device), std.to(device)
-        return _constants[key]
 
-
-# Made once per device: building them in every step would make the step wait for a copy to the device.
-_constants: dict[tuple[ImageTransform, torch.device], tuple[Tensor, Tensor]] = {}
+def to_device(draws: Tensor, device: torch.device) -> Tensor:
+    """Random draws where they are used; the step does not wait for their copy."""
+    if device.type == "cuda" and not draws.is_cuda:
+        draws = draws.pin_memory()
+    return draws.to(device, non_blocking=True)

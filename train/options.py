@@ -119,14 +119,28 @@ class TasksetsConfig(Section):
     """How the data set becomes a sequence of tasks. Without a key that splits it, the whole data set is one task."""
 
     example: ClassVar[str] = "{'scenario': 'class', 'initial_increment': 4, 'increment': 3}"
-    scenario: Literal["class", "instance"] = Field(
-        default="class", description="tasks of new classes, or of new samples of all classes"
+    scenario: Literal["class", "task", "domain", "instance", "reconstruction"] = Field(
+        default="class",
+        description="tasks of new classes; the same with the task known in evaluation; of all classes in new looks; of "
+        "new samples of all classes; of new scans to reconstruct",
     )
-    initial_increment: FromZero = Field(default=0, description="class: classes in the first task; 0: as increment")
-    increment: Count = Field(default=1, description="class: classes in each task")
-    num_tasks: Count = Field(default=1, description="instance: number of tasks")
+    initial_increment: FromZero = Field(
+        default=0, description="class, task: classes in the first task; 0: as increment"
+    )
+    increment: Count = Field(default=1, description="class, task: classes in each task")
+    num_tasks: Count = Field(default=1, description="domain, instance, reconstruction: number of tasks")
+    domain: Literal["permuted", "rotated"] = Field(
+        default="permuted", description="domain: what is done to the images of all tasks but the first"
+    )
+    domain_seed: FromZero = Field(default=0, description="domain: seed of the permutations or angles")
+    datasets: Annotated[list[Name], MinLen(1)] | None = Field(
+        default=None, description="domain: data sets, one for each task, instead; the first is that of --dataset"
+    )
     concatenate_tasksets: bool = Field(
         default=False, description="train task i on the data of tasks 0 to i (from-scratch baseline)"
+    )
+    task_free: bool = Field(
+        default=False, description="a stream: the strategy is not told where tasks begin and end, nor which one it is"
     )
     epochs: FromZero | Annotated[list[FromZero], MinLen(1)] | None = Field(
         default=None,
@@ -139,19 +153,41 @@ class TasksetsConfig(Section):
     @property
     def splits(self) -> bool:
         """Whether a key says how to split the data set; epochs and the like alone do not."""
-        return bool({"scenario", "initial_increment", "increment", "num_tasks"} & self.given.keys())
+        keys = {"scenario", "initial_increment", "increment", "num_tasks", "domain", "domain_seed", "datasets"}
+        return bool(keys & self.given.keys())
 
     @model_validator(mode="after")
     def _keys_fit_the_scenario(self) -> "TasksetsConfig":
-        other = {"class": ("num_tasks",), "instance": ("initial_increment", "increment")}[self.scenario]
-        for key in other:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                remedy = "num_tasks" if self.scenario == "instance" else "increment (classes in each task)"
-                message = (
-                    f"{key} {getattr(self, key)} has no meaning for scenario '{self.scenario}'; set {remedy} instead"
-                )
+        by_class = ("initial_increment", "increment")
+        by_look = ("domain", "domain_seed", "datasets")
+        foreign, remedy = {
+            "class": (("num_tasks", *by_look), "set increment (classes in each task)"),
+            "task": (("num_tasks", *by_look), "set increment (classes in each task)"),
+            "domain": (by_class, "set num_tasks, or datasets"),
+            "instance": ((*by_class, *by_look), "set num_tasks"),
+            "reconstruction": ((*by_class, *by_look, "class_order_seed"), "set num_tasks"),
+        }[self.scenario]
+        for key in foreign:
+            if self._is_set(key):
+                message = f"{key} {getattr(self, key)} has no meaning for scenario '{self.scenario}'; {remedy} instead"
                 raise ConflictError(message, key, "scenario")
         return self
+
+    @model_validator(mode="after")
+    def _keys_fit_each_other(self) -> "TasksetsConfig":
+        for key in ("num_tasks", "domain", "domain_seed"):
+            if self.datasets and self._is_set(key):
+                message = f"{key} {getattr(self, key)} has no meaning with datasets, which are the tasks"
+                raise ConflictError(f"{message}; leave one of them out", key, "datasets")
+        if self.datasets and len(set(self.datasets)) < len(self.datasets):
+            raise ConflictError(f"datasets {self.datasets} names one twice; leave it out", "datasets")
+        if self.task_free and self.concatenate_tasksets:
+            message = "concatenate_tasksets has no meaning for a task-free stream; leave it or task_free out"
+            raise ConflictError(message, "concatenate_tasksets", "task_free")
+        return self
+
+    def _is_set(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
 
 class ModelConfig(Section):
