@@ -108,7 +108,7 @@ class ContinualModel:
         raise NotImplementedError
 
     def rows(self, b: int) -> dict[str, Tensor] | None:
-        """Where the loader may put "x" and "y" (targets: "target") of the next b samples, to spare a copy; None: anywhere.
+        """Where the loader may put "x" and "y" (or "target") of the next b samples, to spare a copy; None: anywhere.
 
         A batch that lies there must be the next one that is observed.
         """

@@ -121,7 +121,10 @@ def _stdout() -> Console:
 
 
 def _print_matrix(console: Console, rows: np.ndarray, name: str, *, errors: bool) -> None:
-    """R in percent, or errors as they are; whole numbers where many tasks need the room; middle tasks give way where it still does not fit."""
+    """R in percent, whole numbers where many tasks need the room, or errors as they are.
+
+    Middle tasks give way where it still does not fit.
+    """
     num_rows, num_tasks = rows.shape
     decimals = 1 if num_tasks <= 8 else 0
     cell_width = 9 if errors else 4 + 2 * decimals  # "1.23e-05", or "100" or "100.0", and a space

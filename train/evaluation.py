@@ -1,7 +1,8 @@
 """Scores on the test sets of all tasks: every sample counted exactly once, whatever the number of ranks.
 
 One pass gives both protocols: class-incremental (any class may be the answer) and task-incremental (only the classes of
-the sample's task). Where targets are reconstructed it gives the mean absolute error instead. Counts are summed over ranks in one collective at the end, so no rank waits per batch.
+the sample's task). Where targets are reconstructed it gives the mean absolute error instead. Counts are summed over
+ranks in one collective at the end, so no rank waits per batch.
 """
 
 from dataclasses import dataclass

@@ -114,7 +114,7 @@ class Loop:
                 batches = iter(loader)
                 for step in range(len(sampler)):
                     with self._spans.span("step"):
-                        regime.apply(self.optimizer, epoch + step / len(sampler), self.progress.steps + step)
+                        regime.apply(self.optimizer, schedule(epoch + step / len(sampler)), self.progress.steps + step)
                         with self._spans.span("load"):
                             x, y = next(batches)
                         metrics = self.strategy.observe(x, y, told.index if told else None)
