@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from reprise.buffer import Field, RehearsalBuffer
     from reprise.cl_models import ContinualModel
+    from reprise.cl_models.base import Stored
     from reprise.report.run_folder import RunFolder
     from reprise.report.sinks import SinkList
     from reprise.runtime.config import Resolved
@@ -49,6 +50,7 @@ DOWNLOAD_S = 3600.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. When other ranks may be waiting, the process ends here instead."""
+    from reprise import backbone
     from reprise.runtime.dist import launcher
     from reprise.train import options
 
@@ -58,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Every rank reads the same options: their mistakes are said once.
         speaks = launcher.detect().rank == 0
         resolved = options.parse(arguments, _names())
+        _check_strategy(resolved.options)
+        backbone.check(resolved.options.backbone, _free_keys(resolved.options))
         if resolved.print_config:
             if speaks:
                 print(resolved.describe())
@@ -92,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str]) -> None:
     """Build the parts of a run, train, and write its results. Collective."""
+    import torch
+
     from reprise.report.run_folder import RunFolder
     from reprise.runtime import seeds
     from reprise.runtime.spans import Spans
@@ -107,6 +113,10 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
     device = _device(options, comm)
     scenario = _scenario(options, comm)
     network = comm.agree(lambda: _network(options, scenario)).to(device)
+    if options.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if options.compile:
+        network.compile()
     regimes = comm.agree(lambda: _regimes(options, scenario, comm))
     seeds.seed_everything(options.seed, comm.rank)
     buffer = _buffer(options, scenario, device, comm, source)
@@ -134,12 +144,22 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
 
     # Nothing is left that could refuse this run: only now may it touch what an earlier one left in the folder.
     sink = comm.agree(lambda: _open(resolved, command, comm, folder, source, resumed))
-    results = Results(folder, options.run_name) if folder else None
+    reconstructs = scenario.target_shape is not None
+    results = Results(folder, options.run_name, reconstructs=reconstructs) if folder else None
     with closing(sink):
         progress = loop.run(sink, results.after_task if results else lambda _: None, resumed)
     stored = buffer.global_size if buffer else 0
     if results:
-        summary = summarise(progress, spans, buffer, stored, comm, strategy=options.model, seed=options.seed)
+        summary = summarise(
+            progress,
+            spans,
+            buffer,
+            stored,
+            comm,
+            strategy=options.model,
+            seed=options.seed,
+            reconstructs=reconstructs,
+        )
         results.finish(progress, summary, spans)
     if buffer:
         buffer.close()
@@ -149,12 +169,28 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
 
 
 def _names() -> dict[str, list[str]]:
-    """The names that options can choose from."""
-    from reprise.backbone import BACKBONES
+    """The names that options can choose from, where ours are all there are; backbones may be timm's."""
     from reprise.cl_models import STRATEGIES
     from reprise.scenarios import DATASETS
 
-    return {"backbone": BACKBONES.names(), "model": STRATEGIES.names(), "dataset": DATASETS.names()}
+    return {"model": STRATEGIES.names(), "dataset": DATASETS.names()}
+
+
+def _check_strategy(options: "Options") -> None:
+    """Refuse what the strategy cannot work with."""
+    from reprise.cl_models import STRATEGIES
+
+    strategy = STRATEGIES.get(options.model)
+    if strategy.stores_outputs and options.buffer_config.store == "raw":
+        raise UserError(
+            f"buffer_config store=raw: {options.model} stores outputs, which belong to the view that made them; "
+            "leave it out, or use store=augmented"
+        )
+    if strategy.changes_gradients and options.use_adasum:
+        raise UserError(
+            f"use_adasum does not go with model {options.model}: Adasum combines updates, and there are no averaged "
+            "gradients to project; leave it out"
+        )
 
 
 def _start(options: "Options") -> "Communicator":
@@ -206,6 +242,12 @@ def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
     from reprise import scenarios
 
     tasksets = options.tasksets_config
+    sequence = tasksets.datasets or []
+    if sequence and sequence[0] != options.dataset:
+        raise SharedUserError(
+            f"tasksets_config datasets begins with '{sequence[0]}', and --dataset is '{options.dataset}'; "
+            "let both name the first data set"
+        )
 
     def build(download: bool) -> "Scenario":
         return scenarios.build(
@@ -215,6 +257,10 @@ def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
             initial_increment=tasksets.initial_increment,
             increment=tasksets.increment,
             num_tasks=tasksets.num_tasks,
+            domain=tasksets.domain,
+            domain_seed=tasksets.domain_seed,
+            datasets=sequence,
+            task_free=tasksets.task_free,
             concatenate_tasksets=tasksets.concatenate_tasksets,
             class_order_seed=tasksets.class_order_seed,
             download=download,
@@ -238,6 +284,7 @@ def _network(options: "Options", scenario: "Scenario") -> "nn.Module":
         num_classes=scenario.num_classes,
         sample_shape=scenario.sample_shape,
         config=_free_keys(options),
+        target_shape=scenario.target_shape,
     )
 
 
@@ -260,7 +307,8 @@ def _regimes(options: "Options", scenario: "Scenario", comm: "Communicator") -> 
             Regime(
                 [{**phase, **overrides} for phase in phases],
                 lr=lr,
-                scale=min(options.batches_per_allreduce * comm.size, 64),
+                batches_per_step=options.batches_per_allreduce * comm.size,
+                samples_per_step=options.batch_size * options.batches_per_allreduce * comm.size,
                 warmup_epochs=options.warmup_epochs_of(task.index),
                 epochs=epochs,
             )
@@ -275,17 +323,23 @@ def _buffer(
     from reprise.buffer import RehearsalBuffer
     from reprise.cl_models import STRATEGIES
 
-    if not STRATEGIES.get(options.model).uses_buffer:
+    strategy = STRATEGIES.get(options.model)
+    if not strategy.draws:
         return None
     config = options.buffer_config
+    for key in ("augmentations_offset", "soft_augmentations_offset"):
+        if getattr(config, key) and not scenario.boundaries:
+            raise SharedUserError(
+                f"buffer_config {key} {getattr(config, key)}: a task-free stream has no first task; leave it out"
+            )
     capacity = config.capacity
     if capacity is None:
         assert config.rehearsal_ratio is not None, "one of the two always has a value"
         capacity = int(scenario.total_train_samples() * config.rehearsal_ratio / 100)
     arguments: dict[str, Any] = {
-        "fields": {"x": _stored_field(options, scenario)},
+        "fields": _stored_fields(options, scenario),
         "capacity": capacity,
-        "draws": (config.num_representatives,),
+        "draws": tuple(_draw_size(options, kind) for kind in strategy.draws),
         "candidates": config.num_candidates,
         "policy": config.policy,
         "scope": config.scope,
@@ -306,23 +360,56 @@ def _buffer(
     return comm.agree(lambda: RehearsalBuffer(**arguments))
 
 
-def _stored_field(options: "Options", scenario: "Scenario") -> "Field":
-    """How a sample is stored: raw as the data set has it, or as the network saw it, in the type asked for."""
+def _draw_size(options: "Options", kind: str) -> int:
+    from reprise.cl_models.base import DISTILLATION
+
+    config = options.buffer_config
+    if kind == DISTILLATION and config.num_representatives_distillation is not None:
+        return config.num_representatives_distillation
+    return config.num_representatives
+
+
+def _stored_fields(options: "Options", scenario: "Scenario") -> dict[str, "Field"]:
+    """What is stored of a sample besides its label, see cl_models/rehearsal.py."""
     import torch
 
     from reprise.buffer import Field
+    from reprise.cl_models import STRATEGIES
 
-    name = options.buffer_config.dtype
-    if options.buffer_config.store == "augmented":
-        if name == "uint8":
-            raise SharedUserError("buffer_config dtype uint8 cannot hold augmented samples; use float16 or store=raw")
-        sample = torch.zeros((1, *scenario.sample_shape), dtype=scenario.sample_dtype)
-        shape = scenario.train_transform(sample, torch.Generator()).shape[1:]
-        return Field(tuple(shape), getattr(torch, name or "float32"))
-    if name is not None and getattr(torch, name) != scenario.sample_dtype:
-        own = str(scenario.sample_dtype).removeprefix("torch.")
-        raise SharedUserError(f"buffer_config dtype {name}: raw samples are {own}; leave it out or use store=augmented")
-    return Field(scenario.sample_shape, scenario.sample_dtype)
+    config, fields = options.buffer_config, {}
+    stored = _stored(options, scenario)
+    sample = torch.zeros((1, *scenario.sample_shape), dtype=scenario.sample_dtype)
+    if stored == "raw":
+        if config.dtype is not None and getattr(torch, config.dtype) != scenario.sample_dtype:
+            own = str(scenario.sample_dtype).removeprefix("torch.")
+            raise SharedUserError(
+                f"buffer_config dtype {config.dtype}: raw samples are {own}; leave it out or use store=augmented"
+            )
+        fields["x"] = Field(scenario.sample_shape, scenario.sample_dtype)
+    elif stored == "views":
+        fields["x"] = Field(tuple(scenario.transform.view(sample).shape[1:]), scenario.sample_dtype)
+    else:
+        if config.dtype == "uint8":
+            raise SharedUserError("buffer_config dtype uint8 cannot hold network inputs; leave it out")
+        fields["x"] = Field(tuple(scenario.transform.view(sample).shape[1:]), getattr(torch, config.dtype or ""))
+    if scenario.target_shape is not None:
+        fields["target"] = Field(scenario.target_shape, torch.float32)
+    if STRATEGIES.get(options.model).stores_outputs:
+        outputs = scenario.target_shape or (scenario.num_classes,)
+        fields["logits"] = Field(outputs, getattr(torch, config.logits_dtype))
+    return fields
+
+
+def _stored(options: "Options", scenario: "Scenario") -> "Stored":
+    """The form of a sample in the buffer, see cl_models/base.py."""
+    import torch
+
+    from reprise.cl_models import STRATEGIES
+
+    config = options.buffer_config
+    if (config.store or ("augmented" if STRATEGIES.get(options.model).stores_outputs else "raw")) == "raw":
+        return "raw"
+    return "views" if config.dtype is None or getattr(torch, config.dtype) == scenario.sample_dtype else "inputs"
 
 
 def _strategy(
@@ -338,10 +425,13 @@ def _strategy(
 ) -> "ContinualModel":
     import torch
 
+    from reprise.backbone import BACKBONES
     from reprise.cl_models import STRATEGIES, Parts
+    from reprise.cl_models.base import DISTILLATION, REPLAY
     from reprise.runtime import seeds
     from reprise.train.stepper import Stepper
 
+    config = options.buffer_config
     stepper = Stepper(
         model,
         optimizer,
@@ -349,23 +439,35 @@ def _strategy(
         device=device,
         span=spans.span,
         passes=options.batches_per_allreduce,
-        use_amp=options.use_amp,
+        half=_half(options, device),
+        channels_last=options.channels_last,
     )
     parts = Parts(
         device=device,
         network=network,
         stepper=stepper,
-        loss=torch.nn.CrossEntropyLoss(reduction="none"),
-        train_transform=scenario.train_transform,
-        eval_transform=scenario.eval_transform,
+        loss=BACKBONES.get(options.backbone).loss or torch.nn.CrossEntropyLoss(reduction="none"),
+        augment=scenario.transform.augment,
+        view=scenario.transform.view,
+        normalise=scenario.transform.normalise,
         augment_rng=seeds.torch_generator(options.seed, "augment", comm.rank),
         buffer=buffer,
         options=options.strategy_config.model_dump(),
         span=spans.span,
-        stored_augmented=options.buffer_config.store == "augmented",
-        replay_from_task=options.buffer_config.augmentations_offset,
+        stored=_stored(options, scenario),
+        first_task={REPLAY: config.augmentations_offset, DISTILLATION: config.soft_augmentations_offset},
     )
     return STRATEGIES.get(options.model)(parts)
+
+
+def _half(options: "Options", device: "torch.device") -> "torch.dtype | None":
+    """The type of mixed precision; None for none."""
+    import torch
+
+    if not options.use_amp:
+        return None
+    named = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    return named.get(options.amp_dtype, torch.float16 if device.type == "cuda" else torch.bfloat16)
 
 
 def _open(
@@ -408,19 +510,28 @@ def _open(
 def _unused(options: "Options") -> list[str]:
     """What was asked for and has no effect in this run, one line each."""
     from reprise.cl_models import STRATEGIES
+    from reprise.cl_models.base import DISTILLATION, REPLAY
 
     strategy = STRATEGIES.get(options.model)
     lines = []
-    if options.buffer_config.given and not strategy.uses_buffer:
+    if options.buffer_config.given and not strategy.draws:
         lines.append(f"--buffer-config has no effect: {options.model} uses no rehearsal buffer")
     if "threads" in options.buffer_config.given and options.buffer_config.implementation == "python":
         lines.append("buffer_config threads has no effect with implementation python")
-    for key in ("soft_augmentations_offset", "num_representatives_distillation"):
-        if key in options.buffer_config.given and strategy.uses_buffer:
+    of_a_kind = {
+        "augmentations_offset": REPLAY in strategy.draws,
+        "soft_augmentations_offset": DISTILLATION in strategy.draws,
+        "num_representatives_distillation": DISTILLATION in strategy.draws,
+        "logits_dtype": strategy.stores_outputs,
+    }
+    for key, has_effect in of_a_kind.items():
+        if key in options.buffer_config.given and strategy.draws and not has_effect:
             lines.append(f"buffer_config {key} has no effect with {options.model}")
-    for key in ("alpha", "beta"):
-        if key in options.strategy_config.given:
+    for key in options.strategy_config.given:
+        if key not in strategy.hyperparameters:
             lines.append(f"model_config {key} has no effect with {options.model}")
+    if options.strategy_config.joint_mean and "beta" in options.strategy_config.given:
+        lines.append("model_config beta has no effect with joint_mean: new and replayed samples share one mean")
     if options.lr and any("lr" in phase for phase in options.optimizer_regime or ()):
         lines.append("--lr has no effect: the phases of --optimizer-regime set the learning rate themselves")
     return lines

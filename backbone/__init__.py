@@ -1,7 +1,7 @@
-"""Networks: `build` makes one by name, `default_lr` and `default_regime` say how it is trained by default.
+"""Networks: `build` makes one by name, `default_lr`, `default_regime` and `loss` say how it is trained by default.
 
-`BACKBONES` lists the names. Importing a family's file registers it, hence the unused imports; timm is imported when a
-network of it is built.
+`BACKBONES` holds those with a recipe of their own; every other name is looked up in timm (any_timm.py). Importing a
+family's file registers it, hence the unused imports; timm, which takes seconds, is imported only where it is needed.
 """
 
 from collections.abc import Mapping
@@ -9,40 +9,74 @@ from typing import Any
 
 from torch import nn
 
-from reprise.backbone import mlp, mnistnet, resnet  # noqa: F401
-from reprise.backbone.base import BACKBONES, Backbone, Phases, Shape
+from reprise.backbone import (  # noqa: F401
+    any_timm,
+    candlenet,
+    convnext,
+    efficientnetv2,
+    ghostnet,
+    mlp,
+    mnistnet,
+    mobilenetv3,
+    ptychonn,
+    resnet,
+)
+from reprise.backbone.base import BACKBONES, Backbone, Loss, Options, Phases, Shape
 from reprise.runtime.errors import UserError
 from reprise.runtime.registry import nearest
 
-__all__ = ["BACKBONES", "Backbone", "build", "default_lr", "default_regime"]
+__all__ = ["BACKBONES", "Backbone", "build", "check", "default_lr", "default_regime", "loss"]
 
 
-def build(name: str, *, num_classes: int, sample_shape: Shape, config: Mapping[str, Any]) -> nn.Module:
-    """A new network with random weights (torch's global generator), on the CPU: (b, *sample_shape) -> (b, num_classes).
+def check(name: str, config: Mapping[str, Any]) -> None:
+    """Raise UserError for an unknown name, or an unknown key of --backbone-config. Needs no data; see `build`."""
+    _options(name, config)
 
-    config: keys of --backbone-config besides lr. UserError for an unknown name or key, or unfit samples.
+
+def build(
+    name: str, *, num_classes: int, sample_shape: Shape, config: Mapping[str, Any], target_shape: Shape | None = None
+) -> nn.Module:
+    """A new network with random weights (torch's global generator), on the CPU.
+
+    It maps (b, *sample_shape) float32 to logits (b, num_classes) or, with a target_shape, to (b, *target_shape).
+    config: keys of --backbone-config besides lr. UserError for an unknown name or key, or unfit samples or targets.
     """
-    entry = BACKBONES.get(name)
-    return entry.make(num_classes, sample_shape, _options(name, entry, config))
+    entry, options = _entry(name), _options(name, config)
+    made = entry.target_shape(sample_shape) if entry.target_shape else None
+    if made != target_shape:
+        if made is None:
+            problem = f"gives classes, the data set has targets of shape {target_shape}; use --backbone ptychonn"
+        elif target_shape is None:
+            problem = f"reconstructs targets of shape {made} and the data set has classes; use another, like resnet18"
+        else:
+            problem = f"reconstructs targets of shape {made} and those of the data set have shape {target_shape}"
+        raise UserError(f"backbone '{name}' {problem}")
+    return entry.make(num_classes, sample_shape, options)
 
 
 def default_lr(name: str) -> float:
     """Learning rate of one rank, before scaling by the number of ranks."""
-    return BACKBONES.get(name).lr
+    return _entry(name).lr
 
 
 def default_regime(name: str, epochs: int, config: Mapping[str, Any]) -> Phases:
     """Phases for train/regime.py, with milestones relative to `epochs`, the epochs of a task."""
-    entry = BACKBONES.get(name)
-    _options(name, entry, config)
-    return entry.regime(epochs)
+    return _entry(name).regime(epochs, _options(name, config))
 
 
-def _options(name: str, entry: Backbone, config: Mapping[str, Any]) -> dict[str, Any]:
+def loss(name: str) -> Loss:
+    """(outputs, y) -> per-sample losses (n,): the backbone's own, else cross-entropy."""
+    return _entry(name).loss or nn.CrossEntropyLoss(reduction="none")
+
+
+def _entry(name: str) -> Backbone:
+    return BACKBONES.get(name) if name in BACKBONES.names() else any_timm.entry(name)
+
+
+def _options(name: str, config: Mapping[str, Any]) -> Options:
+    own = _entry(name).options
     for key in config:
-        if key not in entry.options:
-            known = ", ".join(["lr", *sorted(entry.options)])
-            raise UserError(
-                f"backbone_config: '{name}' has no key '{key}'{nearest(key, entry.options)}; it takes: {known}"
-            )
-    return {**entry.options, **config}
+        if key not in own:
+            known = ", ".join(["lr", *sorted(own)])
+            raise UserError(f"backbone_config: '{name}' has no key '{key}'{nearest(key, own)}; it takes: {known}")
+    return {**own, **config}

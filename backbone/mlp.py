@@ -3,18 +3,16 @@
 Takes samples of any shape. The network of the demo.
 """
 
-from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
-from typing import Any
 
 from torch import nn
 
-from reprise.backbone.base import BACKBONES, Backbone, Phases, Shape
+from reprise.backbone.base import BACKBONES, Backbone, Options, Phases, Shape
 from reprise.runtime.errors import UserError
 
 
-def make(num_classes: int, sample_shape: Shape, options: Mapping[str, Any]) -> nn.Module:
+def make(num_classes: int, sample_shape: Shape, options: Options) -> nn.Module:
     """Flatten, then Linear and ReLU per entry of options["hidden"], then Linear to the classes."""
     hidden = options["hidden"]
     if not isinstance(hidden, list) or not all(type(width) is int and width > 0 for width in hidden):
@@ -26,7 +24,7 @@ def make(num_classes: int, sample_shape: Shape, options: Mapping[str, Any]) -> n
     return nn.Sequential(*layers)
 
 
-def regime(epochs: int) -> Phases:
+def regime(epochs: int, options: Options) -> Phases:
     """Plain stochastic gradient descent, constant after warm-up."""
     return [{"epoch": 0, "optimizer": "SGD", "lr_factor": 1.0, "momentum": 0.0, "weight_decay": 0.0}]
 

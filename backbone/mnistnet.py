@@ -3,13 +3,9 @@
 For 28x28 images it has the reference's 1600-50-10 head; other sizes from 10x10 on work, with a head to fit.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor, nn
 
-from reprise.backbone.base import BACKBONES, Backbone, Phases, Shape, image_shape
-from reprise.runtime.errors import UserError
+from reprise.backbone.base import BACKBONES, Backbone, Options, Phases, Shape, image_shape
 
 SMALLEST = 10  # pixels: below this nothing is left after two convolutions and two poolings
 
@@ -45,17 +41,12 @@ def _after_features(pixels: int) -> int:
     return ((pixels - 2) // 2 - 2) // 2
 
 
-def make(num_classes: int, sample_shape: Shape, options: Mapping[str, Any]) -> nn.Module:
-    channels, height, width = image_shape("mnistnet", sample_shape)
-    if min(height, width) < SMALLEST:
-        raise UserError(
-            f"backbone 'mnistnet' needs images of at least {SMALLEST}x{SMALLEST} pixels, got {height}x{width}; "
-            "use --backbone mlp"
-        )
+def make(num_classes: int, sample_shape: Shape, options: Options) -> nn.Module:
+    channels, height, width = image_shape("mnistnet", sample_shape, SMALLEST)
     return MnistNet(channels, height, width, num_classes)
 
 
-def regime(epochs: int) -> Phases:
+def regime(epochs: int, options: Options) -> Phases:
     """SGD with momentum 0.5, constant after warm-up. The reference has none for this network and fails without."""
     return [{"epoch": 0, "optimizer": "SGD", "lr_factor": 1.0, "momentum": 0.5, "weight_decay": 0.0}]
 

@@ -3,25 +3,19 @@
 The usual stem shrinks an image by 4 in each direction before the first block: at 32x32 pixels that leaves little.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 from torch import nn
 
-from reprise.backbone.base import BACKBONES, Backbone, Phases, Shape, image_shape
-from reprise.runtime.vision import ensure_torchvision
+from reprise.backbone.base import BACKBONES, Backbone, Options, Phases, Shape, image_shape
+from reprise.backbone.from_timm import create
 
 LARGEST_SMALL_IMAGE = 64  # pixels
 
 
-def make_resnet18(num_classes: int, sample_shape: Shape, options: Mapping[str, Any]) -> nn.Module:
-    channels, height, width = image_shape("resnet18", sample_shape)
-    ensure_torchvision()
-    import timm
-
-    model = timm.create_model(
-        "resnet18", pretrained=False, num_classes=num_classes, in_chans=channels, zero_init_last=False
-    )
+def make(name: str, num_classes: int, sample_shape: Shape, options: Options) -> nn.Module:
+    channels, height, width = image_shape(name, sample_shape)
+    model = create(name, num_classes, channels, zero_init_last=False)
     if max(height, width) <= LARGEST_SMALL_IMAGE:
         # He et al. 2016, section 4.2: a 3x3 convolution with stride 1 and no pooling.
         model.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
@@ -30,7 +24,7 @@ def make_resnet18(num_classes: int, sample_shape: Shape, options: Mapping[str, A
     return model
 
 
-def regime(epochs: int) -> Phases:
+def regime(epochs: int, options: Options) -> Phases:
     """SGD with momentum; the rate falls to 0.5, 0.05 and 0.01 of its peak at 21/30, 26/30 and 28/30 of the epochs.
 
     The reference's milestones (epochs 21, 26, 28), relative to the epochs so that shorter trainings decay too.
@@ -43,4 +37,5 @@ def regime(epochs: int) -> Phases:
     ]
 
 
-BACKBONES.register("resnet18")(Backbone(make=make_resnet18, lr=0.0125, regime=regime))
+for _name in ("resnet18", "resnet50"):
+    BACKBONES.register(_name)(Backbone(make=partial(make, _name), lr=0.0125, regime=regime))

@@ -1,13 +1,14 @@
 """The interface of every continual-learning strategy, and what a strategy is given to work with.
 
 A strategy says what is trained on and with which loss. How a step is taken (mixed precision, gradient averaging over
-ranks, accumulation) is the Stepper's business; where samples come from is the loop's.
+ranks, accumulation) is the Stepper's business; where samples come from is the loop's. Strategies with a memory start
+from cl_models/rehearsal.py.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,11 @@ from reprise.buffer import RehearsalBuffer
 from reprise.runtime.registry import Registry
 
 Metrics = dict[str, Tensor]
+Loss = Callable[..., tuple[Tensor, Metrics]]
+Stored = Literal["raw", "views", "inputs"]
+
+# The kinds of draws: samples trained on with their labels, and with what the network answered when they were stored.
+REPLAY, DISTILLATION = "replay", "distillation"
 
 
 class TaskLike(Protocol):
@@ -30,7 +36,9 @@ class TaskLike(Protocol):
 class Stepper(Protocol):
     """Takes optimisation steps on `network`; see train/stepper.py."""
 
-    def minimise(self, loss: Callable[..., tuple[Tensor, Metrics]], *columns: Tensor) -> Metrics: ...
+    def minimise(self, loss: Loss, *columns: Tensor) -> Metrics: ...
+    def averaged(self, loss: Loss, *columns: Tensor) -> AbstractContextManager[Metrics]: ...
+    def update(self) -> None: ...
     def forward(self, x: Any) -> Any: ...
     def reset(self) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -42,65 +50,81 @@ class Parts:
     """What a strategy is built from.
 
     device: where the network is. network: the bare module. stepper: steps it. loss: (outputs, y) -> per-sample losses
-    (n,). train_transform: batched, raw samples to augmented network inputs; eval_transform: the same without
-    augmentation. augment_rng: this rank's generator for augmentation. buffer: the rehearsal memory, None for strategies
-    without one. options: the keys of --model-config. stored_augmented: samples are kept as the network saw them instead
-    of raw. replay_from_task: first task that trains on representatives. span: times a part of the step by name.
+    (n,). augment: batched, raw samples to random views of the same dtype; view: the views that evaluation uses;
+    normalise: views to network inputs. augment_rng: this rank's generator for augmentation. buffer: the rehearsal
+    memory, None for strategies without one. options: the keys of --model-config. span: times a part of the step by
+    name. stored: the form of a sample in the buffer, "raw" to be augmented anew at every replay, "views" as trained on
+    but in the raw dtype, "inputs" as the network got them. first_task: kind of draw -> first task that trains on it.
     """
 
     device: torch.device
     network: nn.Module
     stepper: Stepper
     loss: Callable[[Any, Tensor], Tensor]
-    train_transform: Callable[[Tensor, torch.Generator], Tensor]
-    eval_transform: Callable[[Tensor], Tensor]
+    augment: Callable[[Tensor, torch.Generator], Tensor]
+    view: Callable[[Tensor], Tensor]
+    normalise: Callable[[Tensor], Tensor]
     augment_rng: torch.Generator
     buffer: RehearsalBuffer | None
     options: Mapping[str, Any]
     span: Callable[[str], AbstractContextManager[Any]]
-    stored_augmented: bool = False
-    replay_from_task: int = 0
+    stored: Stored = "raw"
+    first_task: Mapping[str, int] = field(default_factory=dict)
 
 
 class ContinualModel:
-    """A strategy. Called by the loop on every rank alike; all sizes are per rank."""
+    """A strategy. Called by the loop on every rank alike; all sizes are per rank.
 
-    uses_buffer = False
+    y is int64 labels (b,), or for reconstruction a float tensor (b, *target_shape).
+    """
+
+    draws: ClassVar[tuple[str, ...]] = ()
+    """The kind of each independent draw of a step from the rehearsal buffer; none: the strategy has no memory."""
+    stores_outputs: ClassVar[bool] = False
+    """Samples are stored with the network's outputs, hence as the very views that these belong to."""
+    changes_gradients: ClassVar[bool] = False
+    """The step works on gradients averaged over ranks. Adasum has none: it combines updates."""
+    hyperparameters: ClassVar[tuple[str, ...]] = ("reset_state_dict",)
+    """The keys of --model-config that have a meaning here."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.network = parts.network
 
-    def begin_task(self, task: TaskLike) -> None:
-        """Called before the first step of a task. The optimiser's momentum starts anew with every task."""
+    def begin_task(self, task: TaskLike | None) -> None:
+        """Called before the first step of a task; in a task-free stream once, with None, before the first step of all.
+
+        The optimiser's momentum starts anew.
+        """
         self.parts.stepper.reset()
 
-    def observe(self, x: Tensor, y: Tensor, task: int) -> Metrics:
-        """One optimisation step on a batch of new, raw samples x (b, ...) of task number `task`, still on the CPU.
+    def observe(self, x: Any, y: Tensor, task: int | None) -> Metrics:
+        """One optimisation step on a batch of new, raw samples x (b, ...), still on the CPU.
 
-        A strategy moves to the device what it trains on, so that what only goes into the memory never makes the trip.
-        Returns scalars that stay on the device ("loss", "accuracy"), so that the step never waits for them.
+        task: their task's number, None in a task-free stream. A strategy moves to the device what it trains on, so
+        that what only goes into the memory never makes the trip. Returns scalars that stay on the device ("loss", and
+        "accuracy" where there are labels), so that the step never waits for them.
         """
         raise NotImplementedError
 
     def rows(self, b: int) -> dict[str, Tensor] | None:
-        """Where the loader may put "x" and "y" of the next batch of b samples, to spare a copy; None: anywhere.
+        """Where the loader may put "x" and "y" (or "target") of the next b samples, to spare a copy; None: anywhere.
 
         A batch that lies there must be the next one that is observed.
         """
         return None
 
-    def end_task(self, task: TaskLike) -> None:
-        """Called after the last step of a task, before evaluation."""
+    def end_task(self, task: TaskLike | None) -> None:
+        """Called after the last step of a task (or of a task-free stream), before evaluation."""
 
     @torch.no_grad()
-    def predict(self, x: Tensor, task: TaskLike | None = None) -> Tensor:
-        """Logits (n, classes) of raw samples x. With `task` given, classes of other tasks are ruled out (-inf)."""
+    def predict(self, x: Any, task: TaskLike | None = None) -> Tensor:
+        """Outputs of the network for raw samples x. With `task` given, classes of other tasks are ruled out (-inf)."""
         training = self.network.training
         self.network.eval()
-        logits: Tensor = self.network(self.parts.eval_transform(x))
+        outputs: Tensor = self.network(self.parts.normalise(self.parts.view(x)))
         self.network.train(training)
-        return logits if task is None else mask_logits(logits, task.classes)
+        return outputs if task is None else mask_logits(outputs, task.classes)
 
     def state_dict(self) -> dict[str, Any]:
         """What all ranks share and the next step depends on, as tensors, numbers and strings.
@@ -113,12 +137,21 @@ class ContinualModel:
         self.network.load_state_dict(state["network"])
         self.parts.stepper.load_state_dict(state["stepper"])
 
-    def mean_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
-        """Mean loss over the rows, and what the progress display shows of it."""
-        outputs = self.parts.stepper.forward(x)
-        loss = self.parts.loss(outputs, y).mean()
-        accuracy = (outputs.detach().argmax(dim=1) == y).float().mean()
-        return loss, {"loss": loss.detach(), "accuracy": accuracy}
+    def training_inputs(self, x: Any) -> Any:
+        """Network inputs (n, ...) from raw samples, every one augmented by a draw of its own."""
+        return self.parts.normalise(self.parts.augment(x, self.parts.augment_rng))
+
+    def mean_loss(self, x: Any, y: Tensor, rows: float) -> tuple[Tensor, Metrics]:
+        """What network inputs x and their y contribute to the mean loss over `rows` rows."""
+        return self.share_of_mean(self.parts.stepper.forward(x), y, rows)
+
+    def share_of_mean(self, outputs: Tensor, y: Tensor, rows: float) -> tuple[Tensor, Metrics]:
+        """The same from outputs, and what the progress display shows of it. 0, and never NaN, where there are none."""
+        loss = self.parts.loss(outputs, y).sum() / rows
+        metrics = {"loss": loss.detach()}
+        if not y.is_floating_point():
+            metrics["accuracy"] = (outputs.detach().argmax(dim=1) == y).sum() / rows
+        return loss, metrics
 
 
 def mask_logits(logits: Tensor, classes: tuple[int, ...]) -> Tensor:

@@ -4,43 +4,28 @@ Chaudhry et al. 2019, "On tiny episodic memories in continual learning" (arXiv 1
 spread over all ranks (design of Bouvier et al. 2024, arXiv 2406.03285).
 """
 
+from functools import partial
+
 from torch import Tensor
 
-from reprise.buffer import RehearsalBuffer
-from reprise.cl_models.base import STRATEGIES, Metrics, Parts
-from reprise.cl_models.vanilla import Vanilla
+from reprise.cl_models.base import REPLAY, STRATEGIES, Metrics
+from reprise.cl_models.rehearsal import Rehearsal
 
 
 @STRATEGIES.register("Er")
-class Er(Vanilla):
-    """L = mean cross-entropy over the b new samples and the n <= r representatives.
+class Er(Rehearsal):
+    """L = mean loss over the b new samples and the n <= r representatives."""
 
-    Samples are stored raw and augmented anew at every replay, or as the network saw them (stored_augmented).
-    """
-
-    uses_buffer = True
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts)
-        assert parts.buffer is not None, "Er needs a rehearsal buffer"
-        self._buffer: RehearsalBuffer = parts.buffer
+    draws = (REPLAY,)
 
     def rows(self, b: int) -> dict[str, Tensor] | None:
-        # On a GPU the rows lie there, where no loader gathers to; augmented samples are made from the loaded ones.
-        in_place = self._buffer.device.type == "cpu" and not self.parts.stored_augmented
-        return self._buffer.rows(b) if in_place else None
+        # On a GPU the rows lie there, where no loader gathers to; views are made from the loaded samples.
+        in_place = self.buffer.device.type == "cpu" and self.parts.stored == "raw"
+        return self.buffer.rows(b) if in_place else None
 
-    def observe(self, x: Tensor, y: Tensor, task: int) -> Metrics:
-        if self.parts.stored_augmented:
-            x = x.to(self.parts.device, non_blocking=True)
-            x = self.parts.train_transform(x, self.parts.augment_rng).to(self._buffer.fields["x"].dtype)
+    def observe(self, x: Tensor, y: Tensor, task: int | None) -> Metrics:
+        kept = self.keep(x)
         with self.parts.span("rehearsal"):
-            batch = self._buffer.augment(x=x, y=y, task=task)
-        # Before replay is wanted the samples are stored all the same, and the draw is left unused.
-        rows = len(batch) if task >= self.parts.replay_from_task else len(y)
-        inputs = batch["x"][:rows]
-        if self.parts.stored_augmented:
-            inputs = inputs.float()
-        else:
-            inputs = self.parts.train_transform(inputs, self.parts.augment_rng)
-        return self.parts.stepper.minimise(self.mean_loss, inputs, batch["y"][:rows])
+            batch = self.join(kept, y, task)
+        loss = partial(self.mean_loss, rows=len(batch.y))
+        return self.parts.stepper.minimise(loss, self.inputs(batch.x), batch.y)

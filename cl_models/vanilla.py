@@ -4,6 +4,7 @@ Incremental: as it is. From scratch: reset_state_dict with concatenated tasksets
 """
 
 import copy
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from reprise.cl_models.base import STRATEGIES, ContinualModel, Metrics, Parts, T
 
 @STRATEGIES.register("Vanilla")
 class Vanilla(ContinualModel):
-    """L = mean cross-entropy of the batch. Option reset_state_dict: every task starts from the initial weights."""
+    """L = mean loss of the batch. Option reset_state_dict: every task starts from the initial weights."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -21,15 +22,14 @@ class Vanilla(ContinualModel):
         # Taken after rank 0's weights reached all ranks, so that they still agree after a reset.
         self._initial = copy.deepcopy(self.network.state_dict()) if self._reset else {}
 
-    def begin_task(self, task: TaskLike) -> None:
+    def begin_task(self, task: TaskLike | None) -> None:
         super().begin_task(task)
         if self._reset:
             self.network.load_state_dict(self._initial)
 
-    def observe(self, x: Tensor, y: Tensor, task: int) -> Metrics:
+    def observe(self, x: Any, y: Tensor, task: int | None) -> Metrics:
         x, y = x.to(self.parts.device, non_blocking=True), y.to(self.parts.device, non_blocking=True)
-        inputs = self.parts.train_transform(x, self.parts.augment_rng)
-        return self.parts.stepper.minimise(self.mean_loss, inputs, y)
+        return self.parts.stepper.minimise(partial(self.mean_loss, rows=len(y)), self.training_inputs(x), y)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "initial": self._initial}

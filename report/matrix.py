@@ -51,6 +51,16 @@ def forward_transfer(matrix: ArrayLike, baseline: ArrayLike) -> float:
     return _mean([rows[j - 1, j] - untrained[j] for j in range(1, len(rows))])
 
 
+def average_error(matrix: ArrayLike) -> float:
+    """Reconstruction, R[i, j] an error: mean_j R[T-1, j], as average_accuracy."""
+    return average_accuracy(matrix)
+
+
+def error_increase(matrix: ArrayLike) -> float:
+    """Reconstruction: mean over j < T-1 of R[T-1, j] - min_{j<=l<T-1} R[l, j]: forgetting, for errors."""
+    return forgetting(-np.asarray(matrix, dtype=np.float64))
+
+
 def average_of_seen(matrix: ArrayLike) -> NDArray[np.float64]:
     """mean_{j<=i} R[i, j] for every row i, shape (n,): the accuracy over the tasks seen so far. n <= T rows do."""
     rows = _checked(matrix)

@@ -27,41 +27,48 @@ _NUMBERS_UP_TO = 20  # tasks; above that a number in a cell is too small to read
 
 
 def accuracy_matrix_png(
-    matrix: ArrayLike, path: str | Path, title: str, matrix_task_il: ArrayLike | None = None
+    matrix: ArrayLike, path: str | Path, title: str, matrix_task_il: ArrayLike | None = None, *, errors: bool = False
 ) -> None:
     """Draw R (n <= T rows, fractions) as a heat map in percent, class-incremental and, where given, task-incremental.
 
+    errors: R holds mean absolute errors of reconstructions, drawn as they are; light is good there, too.
     The stepped line separates tasks trained so far (below) from those still to come.
     """
-    panels = {"class-incremental": np.asarray(matrix, dtype=np.float64)}
+    first = "reconstruction" if errors else "class-incremental"
+    panels = {first: np.asarray(matrix, dtype=np.float64)}
     if matrix_task_il is not None:
         panels["task-incremental"] = np.asarray(matrix_task_il, dtype=np.float64)
-    num_rows, num_tasks = panels["class-incremental"].shape
+    num_rows, num_tasks = panels[first].shape
     cell = float(np.clip(4.0 / num_tasks, 0.36 if num_tasks <= _NUMBERS_UP_TO else 6.5 / num_tasks, 0.8))
     width, height = max(num_tasks * cell, 2.2), max(num_rows * cell, 1.4)
     figure = _figure(len(panels) * (width + 0.7) + 1.1, height + 1.5, title)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, rows) in zip(axes, panels.items(), strict=True):
-        image = axis.imshow(rows, cmap="cividis", vmin=0, vmax=1, aspect="equal")
+        top = float(rows.max()) or 1.0 if errors else 1.0
+        palette = "cividis_r" if errors else "cividis"
+        image = axis.imshow(rows, cmap=palette, vmin=0, vmax=top, aspect="equal")
         axis.set_title(name, fontsize=10)
-        axis.set_xlabel("accuracy on task")
+        axis.set_xlabel("mean absolute error on task" if errors else "accuracy on task")
         _task_ticks(axis.xaxis, num_tasks)
         _task_ticks(axis.yaxis, num_rows)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         _draw_seen_border(axis, num_rows, num_tasks)
         if num_tasks <= _NUMBERS_UP_TO:
-            _draw_numbers(axis, rows, cell)
+            _draw_numbers(axis, rows, cell, errors=errors)
     axes[0].set_ylabel("after training task")
-    bar = figure.colorbar(image, ax=axes, format=_percent_formatter(), pad=0.02, aspect=25)
+    bar = figure.colorbar(image, ax=axes, format=None if errors else _percent_formatter(), pad=0.02, aspect=25)
     bar.outline.set_visible(False)
     _save(figure, path)
 
 
-def curves_png(matrix: ArrayLike, path: str | Path, title: str, matrix_task_il: ArrayLike | None = None) -> None:
+def curves_png(
+    matrix: ArrayLike, path: str | Path, title: str, matrix_task_il: ArrayLike | None = None, *, errors: bool = False
+) -> None:
     """Draw each task's accuracy from its own training on, and the average over the tasks seen so far.
 
-    `matrix` is R with n <= T rows; `matrix_task_il`, where given, adds its average as a dashed line.
+    `matrix` is R with n <= T rows; `matrix_task_il`, where given, adds its average as a dashed line. errors: R
+    holds mean absolute errors of reconstructions.
     """
     rows = np.asarray(matrix, dtype=np.float64)
     num_rows, num_tasks = rows.shape
@@ -80,11 +87,12 @@ def curves_png(matrix: ArrayLike, path: str | Path, title: str, matrix_task_il: 
         average = average_of_seen(np.asarray(matrix_task_il, dtype=np.float64))
         axis.plot(np.arange(num_rows), average, **average_style, linestyle=(0, (2, 1.5)), label="the same, task known")
     axis.set_xlabel("after training task")
-    axis.set_ylabel("accuracy")
-    axis.set_ylim(-0.02, 1.03)
+    axis.set_ylabel("mean absolute error" if errors else "accuracy")
+    axis.set_ylim(*((0, None) if errors else (-0.02, 1.03)))
     axis.set_xlim(-0.3, num_tasks - 0.7)
     _task_ticks(axis.xaxis, num_tasks)
-    axis.yaxis.set_major_formatter(_percent_formatter())
+    if not errors:
+        axis.yaxis.set_major_formatter(_percent_formatter())
     _plain_frame(axis)
     handles, labels = axis.get_legend_handles_labels()
     if num_tasks > _NUMBERS_UP_TO:  # the colours' order says enough; forty names do not fit
@@ -170,14 +178,14 @@ def _save(figure: "Figure", path: str | Path) -> None:
         figure.savefig(stream, format="png", dpi=150)
 
 
-def _draw_numbers(axis: "Axes", rows: NDArray[np.float64], cell: float) -> None:
+def _draw_numbers(axis: "Axes", rows: NDArray[np.float64], cell: float, *, errors: bool) -> None:
     from matplotlib import colormaps
 
     decimals = 1 if cell >= 0.5 else 0
-    palette = colormaps["cividis"]
+    palette, top = (colormaps["cividis_r"], float(rows.max()) or 1.0) if errors else (colormaps["cividis"], 1.0)
     for (i, j), value in np.ndenumerate(rows):
-        text = f"{100 * value:.{decimals}f}"
-        axis.text(j, i, text, ha="center", va="center", fontsize=min(10, 22 * cell), color=_ink(palette(value)))
+        text = f"{value:.2g}" if errors else f"{100 * value:.{decimals}f}"
+        axis.text(j, i, text, ha="center", va="center", fontsize=min(10, 22 * cell), color=_ink(palette(value / top)))
 
 
 def _draw_seen_border(axis: "Axes", num_rows: int, num_tasks: int) -> None:

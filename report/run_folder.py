@@ -120,9 +120,16 @@ class RunFolder:
 
         Fractions, at full precision: reading them back gives the same floats.
         """
+        self._write_matrix(matrix, "accuracy_matrix_task_il.csv" if task_il else "accuracy_matrix.csv")
+
+    def write_error_matrix(self, matrix: ArrayLike) -> None:
+        """Rewrite error_matrix.csv: the same for reconstruction, with mean absolute errors."""
+        self._write_matrix(matrix, "error_matrix.csv")
+
+    def _write_matrix(self, matrix: ArrayLike, name: str) -> None:
         rows = np.asarray(matrix, dtype=np.float64)
-        assert rows.ndim == 2, f"accuracy matrix has shape {rows.shape}, expected (n, T)"
-        with atomic_write(self.path / ("accuracy_matrix_task_il.csv" if task_il else "accuracy_matrix.csv")) as stream:
+        assert rows.ndim == 2, f"{name}: the matrix has shape {rows.shape}, expected (n, T)"
+        with atomic_write(self.path / name) as stream:
             table = csv.writer(stream, lineterminator="\n")
             table.writerow(["trained_task", *(f"task_{j}" for j in range(rows.shape[1]))])
             table.writerows([i, *row] for i, row in enumerate(rows.tolist()))
@@ -148,6 +155,7 @@ _WRITTEN_BY_A_RUN = (
     "metrics.jsonl",
     "accuracy_matrix.csv",
     "accuracy_matrix_task_il.csv",
+    "error_matrix.csv",
     "accuracy_matrix.png",
     "curves.png",
     "timeline.png",

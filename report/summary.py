@@ -29,6 +29,10 @@ _FORMULAS = (
     ("forward_transfer", "FWT", "just before - untrained, Lopez-Paz"),
     ("average_accuracy_task_il", "ACC, task-IL", "mean of the last row, task known"),
 )
+_ERRORS = (
+    ("average_error", "Error", "mean of the last row"),
+    ("error_increase", "Error increase", "end - least before"),
+)
 _IDENTITY = (
     ("strategy", "Strategy"),
     ("buffer_implementation", "Buffer"),
@@ -45,12 +49,18 @@ def print_summary(
     folder: Path,
     pictures: Sequence[Path] = (),
     console: Console | None = None,
+    *,
+    errors: bool = False,
 ) -> None:
-    """Print a finished run. `summary` as in summary.json; the matrices are None where nothing was evaluated."""
+    """Print a finished run. `summary` as in summary.json; the matrices are None where nothing was evaluated.
+
+    errors: the matrix holds mean absolute errors of reconstructions instead of accuracies.
+    """
     console = console or _stdout()
-    for name, rows in (("class-incremental", matrix), ("task-incremental", matrix_task_il)):
+    first = "Mean absolute error on each task" if errors else "Accuracy on each task in %, class-incremental"
+    for name, rows in ((first, matrix), ("Accuracy on each task in %, task-incremental", matrix_task_il)):
         if rows is not None:
-            _print_matrix(console, np.asarray(rows, dtype=np.float64), name)
+            _print_matrix(console, np.asarray(rows, dtype=np.float64), name, errors=errors)
     table = Table(box=box.SIMPLE, show_header=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
@@ -58,6 +68,9 @@ def print_summary(
     for key, name, formula in _FORMULAS:
         if summary[key] is not None:
             table.add_row(name, _percent(summary[key]), formula)
+    for key, name, formula in _ERRORS:
+        if summary[key] is not None:
+            table.add_row(name, f"{summary[key]:.4g}", formula)
     table.add_section()
     step, wait = summary["step_ms"], summary["wait_ms"]
     table.add_row("Training time", _duration(summary["train_seconds"]), "evaluation not counted")
@@ -88,6 +101,10 @@ def print_comparison(summaries: Mapping[str, Mapping[str, Any]], console: Consol
         for key, title, _ in _FORMULAS:
             cells = (summaries[name][key] for name in shown)
             table.add_row(title, *("-" if cell is None else _percent(cell) for cell in cells))
+        for key, title, _ in _ERRORS:
+            if any(summaries[name][key] is not None for name in shown):
+                cells = (summaries[name][key] for name in shown)
+                table.add_row(title, *("-" if cell is None else f"{cell:.4g}" for cell in cells))
         table.add_row("Images/s", *(f"{summaries[name]['images_per_second']:,.0f}" for name in shown))
         table.add_row("Buffer wait", *(_percent(summaries[name]["wait_share"]) for name in shown))
         table.add_row("Training time", *(_duration(summaries[name]["train_seconds"]) for name in shown))
@@ -103,11 +120,14 @@ def _stdout() -> Console:
     return console
 
 
-def _print_matrix(console: Console, rows: np.ndarray, name: str) -> None:
-    """R in percent, whole numbers where many tasks need the room; middle tasks give way where it still does not fit."""
+def _print_matrix(console: Console, rows: np.ndarray, name: str, *, errors: bool) -> None:
+    """R in percent, whole numbers where many tasks need the room, or errors as they are.
+
+    Middle tasks give way where it still does not fit.
+    """
     num_rows, num_tasks = rows.shape
     decimals = 1 if num_tasks <= 8 else 0
-    cell_width = 4 + 2 * decimals  # "100" or "100.0" and a space
+    cell_width = 9 if errors else 4 + 2 * decimals  # "1.23e-05", or "100" or "100.0", and a space
     columns = _ends(num_tasks, max((console.width - 13) // cell_width, 2))
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("after task", justify="right", no_wrap=True)
@@ -119,11 +139,13 @@ def _print_matrix(console: Console, rows: np.ndarray, name: str) -> None:
             continue
         cells = []
         for j in columns:
-            text = "…" if j is None else f"{100 * rows[i, j]:.{decimals}f}"
+            text = "…" if j is None else f"{rows[i, j]:.3g}" if errors else f"{100 * rows[i, j]:.{decimals}f}"
+            if errors and j is not None and j > columns[0]:  # numbers of any width touch without it
+                text = f" {text}"
             # Tasks not trained yet stay readable but in the background.
             cells.append(f"[dim]{text}[/dim]" if j is not None and j > i else text)
         table.add_row(str(i), *cells)
-    console.print(f"[bold]Accuracy on each task in %, {name}[/bold]", highlight=False)
+    console.print(f"[bold]{name}[/bold]", highlight=False)
     console.print(table)
 
 

@@ -12,7 +12,7 @@ from reprise.runtime.errors import UserError
 
 FILE_NAME = "summary.json"
 
-# Fractions; null only when the run evaluated nothing (--training-only).
+# Fractions; null only when the run evaluated nothing (--training-only), or reconstructs.
 ACCURACIES = (
     "average_accuracy",
     "average_incremental_accuracy",
@@ -21,11 +21,13 @@ ACCURACIES = (
     "forward_transfer",
     "average_accuracy_task_il",
 )
+# In the units of the targets; null unless the run reconstructs.
+ERRORS = ("average_error", "error_increase")
 _INTEGERS = ("tasks", "seed", "world_size", "buffer_bytes_per_rank", "samples_stored")
 _STRINGS = ("launcher", "strategy", "buffer_implementation", "buffer_transport")
 _NUMBERS = ("images_per_second", "train_seconds", "wait_share")
 _PERCENTILES = ("step_ms", "wait_ms")
-KEYS = frozenset((*ACCURACIES, *_INTEGERS, *_STRINGS, *_NUMBERS, *_PERCENTILES))
+KEYS = frozenset((*ACCURACIES, *ERRORS, *_INTEGERS, *_STRINGS, *_NUMBERS, *_PERCENTILES))
 
 
 def check(summary: Any) -> None:
@@ -39,7 +41,7 @@ def check(summary: Any) -> None:
         raise ValueError(f"missing {', '.join(sorted(missing))}")
     if unknown := summary.keys() - KEYS:
         raise ValueError(f"unknown {', '.join(sorted(unknown))}")
-    for key in ACCURACIES:
+    for key in (*ACCURACIES, *ERRORS):
         if summary[key] is not None:
             _check_number(key, summary[key])
     for key in _NUMBERS:

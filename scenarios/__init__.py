@@ -3,7 +3,17 @@
 Importing a data set's file registers it, hence the unused imports; its libraries are imported when it is read.
 """
 
-from reprise.scenarios import cifar, digits, mnist, synthetic  # noqa: F401
+from reprise.scenarios import (  # noqa: F401
+    cifar,
+    core50,
+    digits,
+    imagenet,
+    mnist,
+    ptycho,
+    ptycho_synthetic,
+    synthetic,
+    tiny_imagenet,
+)
 from reprise.scenarios.raw import DATASETS
 from reprise.scenarios.scenario import Scenario, build
 from reprise.scenarios.task import ArrayDataset, Task

@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), read from their pickled batches by continuum's loader over torchvision's.
 
-Expected inside --dataset-dir, as the archives unpack: cifar-10-batches-py/ and cifar-100-python/. The batches are read
-one at a time and without torchvision's checksums, so that an error can name the file and a subset of the data is fine.
+Expected inside --dataset-dir, or inside its CIFAR10/ or CIFAR100/, as the archives unpack: cifar-10-batches-py/ and
+cifar-100-python/. The batches are read one at a time and without torchvision's checksums, so that an error can name the
+file and a subset of the data is fine.
 """
 
 from dataclasses import dataclass
@@ -9,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from reprise.runtime.errors import UserError
 from reprise.runtime.vision import ensure_torchvision
-from reprise.scenarios.raw import DATASETS, RawData, damaged, download_failed, require_files
+from reprise.scenarios.raw import DATASETS, RawData, damaged, download_failed, home, require_files, unreadable
+from reprise.scenarios.task import ArrayDataset
 from reprise.scenarios.transforms import ImageTransform
 
 
@@ -70,15 +70,15 @@ def cifar100(folder: Path, download: bool) -> RawData:
 
 def _load(family: _Family, folder: Path, download: bool) -> RawData:
     ensure_torchvision()
+    folder = home(folder, family.torchvision_class)
     files = [family.path(folder, file) for file in family.train_files + family.test_files]
     if download and not all(file.is_file() for file in files):
         _download(family, folder)
     require_files(family.name, folder, files, "unpack the python archive there, or fetch it with --download")
-    x_train, y_train = _read_all(family, folder, family.train_files)
-    x_test, y_test = _read_all(family, folder, family.test_files)
+    train, test = (_read_all(family, folder, files) for files in (family.train_files, family.test_files))
     # Random crops with 4 black pixels around the image, and flips: He et al. 2016 (arXiv 1512.03385), section 4.2.
     transform = ImageTransform(family.mean, family.std, padding=4, flip=True)
-    return RawData(x_train, y_train, x_test, y_test, family.num_classes, transform)
+    return RawData(train, test, family.num_classes, transform)
 
 
 def _download(family: _Family, folder: Path) -> None:
@@ -91,12 +91,12 @@ def _download(family: _Family, folder: Path) -> None:
         raise download_failed(family.name, folder, error) from error
 
 
-def _read_all(family: _Family, folder: Path, files: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def _read_all(family: _Family, folder: Path, files: tuple[str, ...]) -> ArrayDataset:
     parts = [_read_one(family, folder, file) for file in files]
-    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+    return ArrayDataset(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
 
 
-def _read_one(family: _Family, folder: Path, file: str) -> tuple[Tensor, Tensor]:
+def _read_one(family: _Family, folder: Path, file: str) -> ArrayDataset:
     import torchvision
     from continuum.datasets import PyTorchDataset
 
@@ -114,7 +114,7 @@ def _read_one(family: _Family, folder: Path, file: str) -> tuple[Tensor, Tensor]
     try:
         loaded = PyTorchDataset(str(folder), OneFile, train=True, download=False).dataset
     except OSError as error:
-        raise UserError(f"data set '{family.name}': cannot read '{path}': {error.strerror or error}") from error
+        raise unreadable(family.name, path, error) from error
     except Exception as error:  # what a damaged pickle raises is anybody's guess
         raise damaged(family.name, path, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
     # Not get_data(): it takes a batch without class 0 for one whose labels count from 1.
@@ -123,4 +123,4 @@ def _read_one(family: _Family, folder: Path, file: str) -> tuple[Tensor, Tensor]
         raise damaged(family.name, path, f"{len(x)} images of type {x.dtype} with {len(y)} labels")
     if y.dtype.kind != "i" or y.min() < 0 or y.max() >= family.num_classes:
         raise damaged(family.name, path, f"labels are not all in 0 to {family.num_classes - 1}")
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y.astype(np.int64))
+    return ArrayDataset(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y.astype(np.int64)))

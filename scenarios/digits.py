@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from reprise.scenarios.raw import DATASETS, RawData
+from reprise.scenarios.task import ArrayDataset
 from reprise.scenarios.transforms import ImageTransform
 
 
@@ -23,10 +24,8 @@ def digits(folder: Path, download: bool) -> RawData:
         bunch.images.astype(np.uint8)[:, None], bunch.target, test_size=0.25, stratify=bunch.target, random_state=0
     )
     return RawData(
-        x_train=torch.from_numpy(x_train),
-        y_train=torch.from_numpy(y_train).long(),
-        x_test=torch.from_numpy(x_test),
-        y_test=torch.from_numpy(y_test).long(),
+        train=ArrayDataset(torch.from_numpy(x_train), torch.from_numpy(y_train).long()),
+        test=ArrayDataset(torch.from_numpy(x_test), torch.from_numpy(y_test).long()),
         num_classes=10,
         transform=ImageTransform(mean=(0.5,), std=(0.5,), peak=16.0),
     )

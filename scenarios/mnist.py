@@ -10,11 +10,10 @@ import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torch import Tensor
-
 from reprise.runtime.errors import UserError
 from reprise.runtime.vision import ensure_torchvision
-from reprise.scenarios.raw import DATASETS, RawData, damaged, download_failed, require_files
+from reprise.scenarios.raw import DATASETS, RawData, damaged, download_failed, require_files, unreadable
+from reprise.scenarios.task import ArrayDataset
 from reprise.scenarios.transforms import ImageTransform
 
 NUM_CLASSES, SIZE = 10, 28
@@ -39,9 +38,8 @@ def mnist(folder: Path, download: bool) -> RawData:
             (root / SUBFOLDER).mkdir(parents=True)
             for name in names:
                 _unpack(_found(folder, name), root / SUBFOLDER / name)
-        x_train, y_train = _read(folder, root, TRAIN)
-        x_test, y_test = _read(folder, root, TEST)
-    return RawData(x_train, y_train, x_test, y_test, NUM_CLASSES, ImageTransform(mean=(0.1307,), std=(0.3081,)))
+        train, test = _read(folder, root, TRAIN), _read(folder, root, TEST)
+    return RawData(train, test, NUM_CLASSES, ImageTransform(mean=(0.1307,), std=(0.3081,)))
 
 
 def _found(folder: Path, name: str) -> Path:
@@ -71,7 +69,7 @@ def _unpack(source: Path, target: Path) -> None:
         raise UserError(f"data set 'mnist': cannot unpack '{source}': {error.strerror or error}") from error
 
 
-def _read(folder: Path, root: Path, part: str) -> tuple[Tensor, Tensor]:
+def _read(folder: Path, root: Path, part: str) -> ArrayDataset:
     """Samples of one part, read below `root`; errors name the file in `folder`."""
     from continuum.datasets import MNIST
 
@@ -82,7 +80,7 @@ def _read(folder: Path, root: Path, part: str) -> tuple[Tensor, Tensor]:
         raise damaged("mnist", _found(folder, f"{part}-{LABELS}"), f"{counts[1]} labels for {counts[0]} images")
     # Not get_data(): it takes labels without a 0 among them for labels that count from 1.
     loaded = MNIST(str(root), train=part == TRAIN, download=False).dataset
-    return loaded.data.unsqueeze(1), loaded.targets
+    return ArrayDataset(loaded.data.unsqueeze(1), loaded.targets)
 
 
 def _check(shown: Path, file: Path) -> int:
@@ -91,7 +89,7 @@ def _check(shown: Path, file: Path) -> int:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise UserError(f"data set 'mnist': cannot read '{shown}': {error.strerror or error}") from error
+        raise unreadable("mnist", shown, error) from error
     words = [int.from_bytes(content[at : at + 4], "big") for at in range(0, 16 if images else 8, 4)]
     expected = [0x803, words[1], SIZE, SIZE] if images else [0x801, words[1]]
     if words != expected:

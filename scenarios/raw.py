@@ -8,50 +8,61 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from reprise.runtime.errors import UserError
 from reprise.runtime.registry import Registry
-from reprise.scenarios.transforms import ImageTransform
+from reprise.scenarios.task import Divisible
+from reprise.scenarios.transforms import Transform
 
 
 @dataclass(frozen=True)
 class RawData:
-    """All samples of a data set, un-augmented: x (n, C, H, W) uint8, y (n,) int64 in 0 .. num_classes - 1."""
+    """All samples of a data set, un-augmented. labels: in 0 .. num_classes - 1; one class where there are targets.
 
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
+    scans: where there are targets, the scan of every training and of every test sample (n,), int64, ascending.
+    """
+
+    train: Divisible
+    test: Divisible
     num_classes: int
-    transform: ImageTransform
+    transform: Transform
+    scans: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
-            assert x.ndim == 4
-            assert len(x) == len(y)
-            assert (x.dtype, y.dtype) == (torch.uint8, torch.int64)
+        for name in ("sample_shape", "sample_dtype", "target_shape"):
+            assert getattr(self.train, name) == getattr(self.test, name), name
+        assert (self.scans is None) == (self.train.target_shape is None)
 
 
 # Entry: (folder, download) -> RawData. Network access happens only with download=True and only for absent files.
 DATASETS: Registry[Callable[[Path, bool], RawData]] = Registry("data set")
 
+FETCH_AGAIN = "delete it and fetch it again, e.g. with --download"
+
+
+def home(folder: Path, own: str) -> Path:
+    """Where a data set's files lie: in `own`, the subfolder that the reference gives it, or else in `folder` itself."""
+    return folder / own if (folder / own).is_dir() else folder
+
 
 def require_files(dataset: str, folder: Path, files: Sequence[Path], remedy: str) -> None:
-    """Raise UserError naming the folder and what it lacks, unless every one of `files` (inside `folder`) is there."""
+    """Raise UserError naming the folder and what it lacks, unless all `files`, or folders, inside it are there."""
     if not folder.is_dir():
         raise UserError(f"data set '{dataset}': folder '{folder}' does not exist; set --dataset-dir, or {remedy}")
-    missing = [str(file.relative_to(folder)) for file in files if not file.is_file()]
+    missing = [str(file.relative_to(folder)) for file in files if not file.exists()]
     if missing:
         raise UserError(f"data set '{dataset}': '{folder}' lacks {', '.join(missing)}; set --dataset-dir, or {remedy}")
 
 
-def damaged(dataset: str, file: Path, reason: str) -> UserError:
+def damaged(dataset: str, file: Path, reason: str, remedy: str = FETCH_AGAIN) -> UserError:
     """The error for a file that is there but cannot be right; `reason` says what is wrong with it."""
-    return UserError(
-        f"data set '{dataset}': file '{file}' is damaged ({reason}); delete it and fetch it again, e.g. with --download"
-    )
+    return UserError(f"data set '{dataset}': file '{file}' is damaged ({reason}); {remedy}")
+
+
+def unreadable(dataset: str, file: Path, error: OSError) -> UserError:
+    """The error for a file that the system will not read."""
+    return UserError(f"data set '{dataset}': cannot read '{file}': {error.strerror or error}")
 
 
 def download_failed(dataset: str, folder: Path, error: Exception) -> UserError:

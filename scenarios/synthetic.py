@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reprise.runtime.seeds import torch_generator
 from reprise.scenarios.raw import DATASETS, RawData
+from reprise.scenarios.task import ArrayDataset
 from reprise.scenarios.transforms import ImageTransform
 
 NUM_CLASSES = 10
@@ -28,13 +29,12 @@ def synthetic(folder: Path, download: bool) -> RawData:
     cells = torch.randn((NUM_CLASSES * TEMPLATES_PER_CLASS, 3, GRID, GRID), generator=generator)
     full = SIZE + 2 * LARGEST_SHIFT
     templates = torch.nn.functional.interpolate(cells, size=(full, full), mode="bilinear")
-    x_train, y_train = _images(templates, TRAIN_PER_CLASS, generator)
-    x_test, y_test = _images(templates, TEST_PER_CLASS, generator)
+    train, test = (_images(templates, per_class, generator) for per_class in (TRAIN_PER_CLASS, TEST_PER_CLASS))
     transform = ImageTransform(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    return RawData(x_train, y_train, x_test, y_test, NUM_CLASSES, transform)
+    return RawData(train, test, NUM_CLASSES, transform)
 
 
-def _images(templates: Tensor, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _images(templates: Tensor, per_class: int, generator: torch.Generator) -> ArrayDataset:
     """`per_class` images of every class, in random order of classes."""
     y = torch.arange(NUM_CLASSES).repeat_interleave(per_class)[
         torch.randperm(NUM_CLASSES * per_class, generator=generator)
@@ -47,4 +47,4 @@ def _images(templates: Tensor, per_class: int, generator: torch.Generator) -> tu
     columns = (left[:, None] + torch.arange(SIZE)).view(num, 1, 1, SIZE)
     clean = templates[chosen.view(num, 1, 1, 1), torch.arange(3).view(1, 3, 1, 1), rows, columns]
     noisy = contrast * clean + NOISE * torch.randn(clean.shape, generator=generator)
-    return (127.5 + 32 * noisy).clamp(0, 255).to(torch.uint8), y
+    return ArrayDataset((127.5 + 32 * noisy).clamp(0, 255).to(torch.uint8), y)

@@ -5,54 +5,58 @@ pass, so that a replayed sample is augmented anew. Evaluation never augments.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class ImageTransform:
-    """Raw images (b, C, H, W) of values 0 to `peak` to float32 (value / peak - mean) / std, per channel.
+class Transform(Protocol):
+    """What lies between a stored sample and the network. All of it batched, on the batch's device, first axis samples.
 
-    padding: for training, cut each image at a random place out of itself with so many black pixels on every side;
-    0 for none. flip: for training, mirror each image left to right with probability 1/2.
+    Cut in two so that a strategy may store what the network saw (DER's logits belong to one view of a sample) in the
+    few bytes of the data set's own type.
     """
+
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One random view of every raw sample, of the raw dtype; `generator` may live on the CPU."""
+
+    def view(self, x: Tensor) -> Tensor:
+        """The view of every raw sample that evaluation uses, of the raw dtype and of the shape that augment makes."""
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Views to float32 network inputs."""
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """Samples that are network inputs as they are, and the only view of themselves."""
+
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The samples."""
+        return x
+
+    def view(self, x: Tensor) -> Tensor:
+        """The samples."""
+        return x
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The samples, float32."""
+        return x.to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Views (b, C, H, W) of values 0 to `peak` to float32 (value / peak - mean) / std, per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     peak: float = 255.0
-    padding: int = 0
-    flip: bool = False
 
-    def eval(self, x: Tensor) -> Tensor:
-        """Normalise; no augmentation."""
+    def normalise(self, x: Tensor) -> Tensor:
+        """float32 (value / peak - mean) / std."""
         mean, std = self._constants(x.device)
         return (x.to(torch.float32) - mean) / std
-
-    def train(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment every image by its own draw from `generator`, which may live on the CPU, then normalise."""
-        return self.eval(self._augment(x, generator) if self.padding or self.flip else x)
-
-    def _augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        batch, channels, height, width = x.shape
-        shifts = 2 * self.padding + 1
-        # One tensor for all draws: one copy to the device.
-        draws = torch.stack(
-            [
-                torch.randint(high, (batch,), generator=generator, device=generator.device)
-                for high in (shifts, shifts, 2 if self.flip else 1)
-            ]
-        )
-        if x.is_cuda and not draws.is_cuda:
-            draws = draws.pin_memory()
-        top, left, mirrored = draws.to(x.device, non_blocking=True).unsqueeze(2)
-        rows = top + torch.arange(height, device=x.device)
-        columns = torch.arange(width, device=x.device)
-        columns = left + torch.where(mirrored.bool(), width - 1 - columns, columns)
-        padded = torch.nn.functional.pad(x, [self.padding] * 4)
-        samples = torch.arange(batch, device=x.device).view(batch, 1, 1, 1)
-        planes = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
-        return padded[samples, planes, rows.view(batch, 1, height, 1), columns.view(batch, 1, 1, width)]
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation on the scale of the raw values, (C, 1, 1) each."""
@@ -64,4 +68,49 @@ class ImageTransform:
 
 
 # Made once per device: building them in every step would make the step wait for a copy to the device.
-_constants: dict[tuple[ImageTransform, torch.device], tuple[Tensor, Tensor]] = {}
+_constants: dict[tuple[Normalised, torch.device], tuple[Tensor, Tensor]] = {}
+
+
+@dataclass(frozen=True)
+class ImageTransform(Normalised):
+    """Raw images (b, C, H, W), shifted and mirrored.
+
+    padding: for training, cut each image at a random place out of itself with so many black pixels on every side;
+    0 for none. flip: for training, mirror each image left to right with probability 1/2.
+    """
+
+    padding: int = 0
+    flip: bool = False
+
+    def view(self, x: Tensor) -> Tensor:
+        """The images as they are."""
+        return x
+
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Shift and mirror every image by its own draw from `generator`, which may live on the CPU."""
+        if not self.padding and not self.flip:
+            return x
+        batch, channels, height, width = x.shape
+        shifts = 2 * self.padding + 1
+        # One tensor for all draws: one copy to the device.
+        draws = torch.stack(
+            [
+                torch.randint(high, (batch,), generator=generator, device=generator.device)
+                for high in (shifts, shifts, 2 if self.flip else 1)
+            ]
+        )
+        top, left, mirrored = to_device(draws, x.device).unsqueeze(2)
+        rows = top + torch.arange(height, device=x.device)
+        columns = torch.arange(width, device=x.device)
+        columns = left + torch.where(mirrored.bool(), width - 1 - columns, columns)
+        padded = torch.nn.functional.pad(x, [self.padding] * 4)
+        samples = torch.arange(batch, device=x.device).view(batch, 1, 1, 1)
+        planes = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
+        return padded[samples, planes, rows.view(batch, 1, height, 1), columns.view(batch, 1, 1, width)]
+
+
+def to_device(draws: Tensor, device: torch.device) -> Tensor:
+    """Random draws where they are used; the step does not wait for their copy."""
+    if device.type == "cuda" and not draws.is_cuda:
+        draws = draws.pin_memory()
+    return draws.to(device, non_blocking=True)

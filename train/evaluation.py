@@ -1,7 +1,8 @@
-"""Accuracy on the test sets of all tasks: every sample counted exactly once, whatever the number of ranks.
+"""Scores on the test sets of all tasks: every sample counted exactly once, whatever the number of ranks.
 
 One pass gives both protocols: class-incremental (any class may be the answer) and task-incremental (only the classes of
-the sample's task). Counts are summed over ranks in one collective at the end, so no rank waits per batch.
+the sample's task). Where targets are reconstructed it gives the mean absolute error instead. Counts are summed over
+ranks in one collective at the end, so no rank waits per batch.
 """
 
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ from reprise.scenarios.scenario import Scenario
 
 @dataclass(frozen=True)
 class Scores:
-    """Per task j: accuracies (fractions) under both protocols, mean cross-entropy, and samples counted on all ranks."""
+    """Per task j: accuracies (fractions) under both protocols, mean loss, and samples counted on all ranks.
+
+    Reconstruction: class_il holds mean absolute errors, task_il is None.
+    """
 
     class_il: npt.NDArray[np.float64]
-    task_il: npt.NDArray[np.float64]
+    task_il: npt.NDArray[np.float64] | None
     loss: npt.NDArray[np.float64]
     samples: npt.NDArray[np.int64]
 
@@ -49,18 +53,22 @@ def evaluate(
     device: torch.device,
 ) -> Scores:
     """Score `strategy` on every task. Collective. batch_size: per rank."""
-    # Rows: correct (class-incremental), correct (task-incremental), summed loss, samples.
+    reconstructs = scenario.target_shape is not None
+    # Rows: correct (class-incremental) or sum of absolute errors, correct (task-incremental), summed loss, samples.
     totals = torch.zeros((4, len(scenario.tasks)), dtype=torch.float64, device=device)
     for task in scenario.tasks:
         sampler = EvalSampler(len(task.test), batch_size, rank=comm.rank, world_size=comm.size)
         for x, y in eval_loader(task.test, sampler):
             y = y.to(device, non_blocking=True)
-            logits = strategy.predict(x.to(device, non_blocking=True)).float()
-            known_task = mask_logits(logits, task.classes)
-            totals[0, task.index] += (logits.argmax(dim=1) == y).sum()
-            totals[1, task.index] += (known_task.argmax(dim=1) == y).sum()
-            totals[2, task.index] += torch.nn.functional.cross_entropy(logits, y, reduction="sum")
+            outputs = strategy.predict(x.to(device, non_blocking=True)).float()
+            if reconstructs:
+                totals[0, task.index] += (outputs - y).abs().flatten(1).mean(dim=1).sum()
+            else:
+                known_task = mask_logits(outputs, task.classes)
+                totals[0, task.index] += (outputs.argmax(dim=1) == y).sum()
+                totals[1, task.index] += (known_task.argmax(dim=1) == y).sum()
+            totals[2, task.index] += strategy.parts.loss(outputs, y).sum()
             totals[3, task.index] += len(y)
     counts = comm.allreduce(totals.cpu(), op="sum", name="evaluation").numpy()
     class_il, task_il, loss = counts[:3] / counts[3]
-    return Scores(class_il, task_il, loss, counts[3].astype(np.int64))
+    return Scores(class_il, None if reconstructs else task_il, loss, counts[3].astype(np.int64))

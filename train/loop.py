@@ -99,10 +99,12 @@ class Loop:
 
     def _train_task(self, task: Task, sampler: TrainSampler) -> None:
         settings, epochs = self.settings, self.settings.epochs[task.index]
-        regime = self._regime_for(task.index)
+        regime, schedule = self._schedule(task)
         rows = self.strategy.rows if settings.device.type == "cpu" else None
         loader = train_loader(task.train, sampler, workers=settings.loader_workers, rows=rows)
-        self.strategy.begin_task(task)
+        told = task if self.scenario.boundaries else None
+        if told or not task.index:
+            self.strategy.begin_task(told)
         self.strategy.network.train()
         for epoch in range(epochs):
             sampler.set_epoch(epoch)
@@ -112,10 +114,10 @@ class Loop:
                 batches = iter(loader)
                 for step in range(len(sampler)):
                     with self._spans.span("step"):
-                        regime.apply(self.optimizer, epoch + step / len(sampler))
+                        regime.apply(self.optimizer, schedule(epoch + step / len(sampler)), self.progress.steps + step)
                         with self._spans.span("load"):
                             x, y = next(batches)
-                        metrics = self.strategy.observe(x, y, task.index)
+                        metrics = self.strategy.observe(x, y, told.index if told else None)
                     images += len(y)
                     loss_of.add(metrics)
                     if self.comm.rank or ((step + 1) % settings.log_interval and step + 1 < len(sampler)):
@@ -124,8 +126,21 @@ class Loop:
                         rate = images * self.comm.size / (perf_counter() - started)
                         bar.update(step + 1, loss_of.floats()["loss"], rate)
             self._end_epoch(task.index, epoch, len(sampler), images, perf_counter() - started, loss_of)
-        self.strategy.end_task(task)
+        if told or task.index == len(self.scenario.tasks) - 1:
+            self.strategy.end_task(told)
         average_statistics(self.strategy.network, self.comm)
+
+    def _schedule(self, task: Task) -> tuple[Regime, Callable[[float], float]]:
+        """A task's regime, and from epochs of the task to the epochs that the regime counts.
+
+        A task-free stream knows no tasks: the regime of the first one is stretched over all of it.
+        """
+        if self.scenario.boundaries:
+            return self._regime_for(task.index), lambda epoch: epoch
+        steps = [len(sampler) * epochs for sampler, epochs in zip(self._samplers, self.settings.epochs, strict=True)]
+        per_epoch, before, whole = len(self._samplers[task.index]), sum(steps[: task.index]), max(sum(steps), 1)
+        stretch = self.settings.epochs[0] / whole
+        return self._regime_for(0), lambda epoch: (before + epoch * per_epoch) * stretch
 
     def _end_epoch(self, task: int, epoch: int, steps: int, images: int, seconds: float, mean: "_Mean") -> None:
         progress = self.progress
@@ -157,18 +172,22 @@ class Loop:
         self.progress = replace(
             self.progress,
             class_il=[*self.progress.class_il, scores.class_il.tolist()],
-            task_il=[*self.progress.task_il, scores.task_il.tolist()],
+            task_il=[*self.progress.task_il, *([] if scores.task_il is None else [scores.task_il.tolist()])],
         )
         self._log_scores(task.index, scores)
         if self.comm.rank == 0:
             seen = scores.class_il[: task.index + 1]
-            logger.info("after task %d: mean accuracy on tasks seen %.3f", task.index, seen.mean())
+            measure = "accuracy" if self.scenario.target_shape is None else "absolute error"
+            logger.info("after task %d: mean %s on tasks seen %.3f", task.index, measure, seen.mean())
             self._on_evaluation(self.progress)
 
     def _log_scores(self, task: int, scores: Scores) -> None:
         epoch = self.settings.epochs[task] - 1
-        for name in ("class_il", "task_il", "loss", "samples"):
-            metric = {"class_il": "accuracy", "task_il": "accuracy_task_il"}.get(name, name)
+        names = {"class_il": "accuracy", "task_il": "accuracy_task_il"}
+        if scores.task_il is None:
+            names = {"class_il": "absolute_error"}
+        for name in (*names, "loss", "samples"):
+            metric = names.get(name, name)
             for index, value in enumerate(getattr(scores, name)):
                 row = MetricRow(task, epoch, self.progress.steps, f"test_task_{index}", metric, float(value))
                 self._sink.log(row)

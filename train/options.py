@@ -53,8 +53,10 @@ class BufferConfig(Section):
         description="who builds the batch: the engine all of it, the engine the representatives only, plain Python",
     )
     num_representatives: FromZero = Field(default=8, description="representatives r drawn per rank and step, samples")
-    num_representatives_distillation: FromZero = Field(
-        default=8, description="representatives of the second, independent draw (DER++), samples per rank and step"
+    num_representatives_distillation: FromZero | None = Field(
+        default=None,
+        description="representatives drawn with their stored outputs (Der, Derpp), samples per rank and step; none: "
+        "num_representatives",
     )
     num_candidates: Count = Field(
         default=8, description="candidates c of each batch offered to the policy, samples per rank"
@@ -70,11 +72,16 @@ class BufferConfig(Section):
     storage: str = Field(
         default="memory", description="where a rank holds its samples: memory, or file:/path for more than fits there"
     )
-    store: Literal["raw", "augmented"] = Field(
-        default="raw", description="keep samples as before augmentation, or as trained on"
+    store: Literal["raw", "augmented"] | None = Field(
+        default=None,
+        description="keep samples as before augmentation, or as trained on; none: raw, and augmented where outputs are "
+        "stored",
     )
     dtype: Literal["uint8", "float16", "bfloat16", "float32"] | None = Field(
         default=None, description="type of the stored samples; none: the data set's own"
+    )
+    logits_dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        default="float32", description="type of the stored outputs (Der, Derpp)"
     )
     deterministic: bool = Field(
         default=False, description="contents and draws depend on the seed alone, never on timing"
@@ -112,14 +119,28 @@ class TasksetsConfig(Section):
     """How the data set becomes a sequence of tasks. Without a key that splits it, the whole data set is one task."""
 
     example: ClassVar[str] = "{'scenario': 'class', 'initial_increment': 4, 'increment': 3}"
-    scenario: Literal["class", "instance"] = Field(
-        default="class", description="tasks of new classes, or of new samples of all classes"
+    scenario: Literal["class", "task", "domain", "instance", "reconstruction"] = Field(
+        default="class",
+        description="tasks of new classes; the same with the task known in evaluation; of all classes in new looks; of "
+        "new samples of all classes; of new scans to reconstruct",
     )
-    initial_increment: FromZero = Field(default=0, description="class: classes in the first task; 0: as increment")
-    increment: Count = Field(default=1, description="class: classes in each task")
-    num_tasks: Count = Field(default=1, description="instance: number of tasks")
+    initial_increment: FromZero = Field(
+        default=0, description="class, task: classes in the first task; 0: as increment"
+    )
+    increment: Count = Field(default=1, description="class, task: classes in each task")
+    num_tasks: Count = Field(default=1, description="domain, instance, reconstruction: number of tasks")
+    domain: Literal["permuted", "rotated"] = Field(
+        default="permuted", description="domain: what is done to the images of all tasks but the first"
+    )
+    domain_seed: FromZero = Field(default=0, description="domain: seed of the permutations or angles")
+    datasets: Annotated[list[Name], MinLen(1)] | None = Field(
+        default=None, description="domain: data sets, one for each task, instead; the first is that of --dataset"
+    )
     concatenate_tasksets: bool = Field(
         default=False, description="train task i on the data of tasks 0 to i (from-scratch baseline)"
+    )
+    task_free: bool = Field(
+        default=False, description="a stream: the strategy is not told where tasks begin and end, nor which one it is"
     )
     epochs: FromZero | Annotated[list[FromZero], MinLen(1)] | None = Field(
         default=None,
@@ -132,19 +153,41 @@ class TasksetsConfig(Section):
     @property
     def splits(self) -> bool:
         """Whether a key says how to split the data set; epochs and the like alone do not."""
-        return bool({"scenario", "initial_increment", "increment", "num_tasks"} & self.given.keys())
+        keys = {"scenario", "initial_increment", "increment", "num_tasks", "domain", "domain_seed", "datasets"}
+        return bool(keys & self.given.keys())
 
     @model_validator(mode="after")
     def _keys_fit_the_scenario(self) -> "TasksetsConfig":
-        other = {"class": ("num_tasks",), "instance": ("initial_increment", "increment")}[self.scenario]
-        for key in other:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                remedy = "num_tasks" if self.scenario == "instance" else "increment (classes in each task)"
-                message = (
-                    f"{key} {getattr(self, key)} has no meaning for scenario '{self.scenario}'; set {remedy} instead"
-                )
+        by_class = ("initial_increment", "increment")
+        by_look = ("domain", "domain_seed", "datasets")
+        foreign, remedy = {
+            "class": (("num_tasks", *by_look), "set increment (classes in each task)"),
+            "task": (("num_tasks", *by_look), "set increment (classes in each task)"),
+            "domain": (by_class, "set num_tasks, or datasets"),
+            "instance": ((*by_class, *by_look), "set num_tasks"),
+            "reconstruction": ((*by_class, *by_look, "class_order_seed"), "set num_tasks"),
+        }[self.scenario]
+        for key in foreign:
+            if self._is_set(key):
+                message = f"{key} {getattr(self, key)} has no meaning for scenario '{self.scenario}'; {remedy} instead"
                 raise ConflictError(message, key, "scenario")
         return self
+
+    @model_validator(mode="after")
+    def _keys_fit_each_other(self) -> "TasksetsConfig":
+        for key in ("num_tasks", "domain", "domain_seed"):
+            if self.datasets and self._is_set(key):
+                message = f"{key} {getattr(self, key)} has no meaning with datasets, which are the tasks"
+                raise ConflictError(f"{message}; leave one of them out", key, "datasets")
+        if self.datasets and len(set(self.datasets)) < len(self.datasets):
+            raise ConflictError(f"datasets {self.datasets} names one twice; leave it out", "datasets")
+        if self.task_free and self.concatenate_tasksets:
+            message = "concatenate_tasksets has no meaning for a task-free stream; leave it or task_free out"
+            raise ConflictError(message, "concatenate_tasksets", "task_free")
+        return self
+
+    def _is_set(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
 
 class ModelConfig(Section):
@@ -163,6 +206,10 @@ class ModelConfig(Section):
         default=0.8,
         description="Derpp: weight of the replayed labels' loss",
         json_schema_extra={"origin": "published with DER++"},
+    )
+    joint_mean: bool = Field(
+        default=False,
+        description="Derpp: one mean over new and replayed samples instead of the published sum with beta",
     )
 
 
@@ -212,7 +259,11 @@ class DataOptions(Section):
 class ModelOptions(Section):
     """Model."""
 
-    backbone: Name = Field(default="mnistnet", description="network (the reference's default is resnet50)")
+    backbone: Name = Field(
+        default="mnistnet",
+        description="network: candlenet, convnext, efficientnetv2, ghostnet, mlp, mnistnet, mobilenetv3, ptychonn, "
+        "resnet18, resnet50, or any of timm by its name there (the reference's default is resnet50)",
+    )
     backbone_config: BackboneConfig = Field(default=BackboneConfig(), description="settings of the backbone")
     model: Name = Field(default="Vanilla", description="continual-learning strategy")
     # pydantic keeps the name model_config for itself
@@ -244,6 +295,11 @@ class TrainingOptions(Section):
         default=None, description="phases of the optimiser instead of the backbone's"
     )
     use_amp: bool = Field(default=False, description="train in mixed precision")
+    amp_dtype: Literal["auto", "bfloat16", "float16"] = Field(
+        default="auto", description="type of mixed precision; auto: float16 on a GPU, bfloat16 on the CPU"
+    )
+    channels_last: bool = Field(default=False, description="lay images out pixel by pixel instead of plane by plane")
+    compile: bool = Field(default=False, description="compile the network with torch.compile before training")
 
 
 class DistributionOptions(Section):
@@ -319,6 +375,9 @@ class Options(
             # Adasum combines updates inside backward(), before gradients could be unscaled.
             message = "use_adasum does not go with use_amp; leave one of them out"
             raise ConflictError(message, "use_adasum", "use_amp")
+        if self.amp_dtype != "auto" and not self.use_amp:
+            message = f"amp_dtype {self.amp_dtype} has no meaning without use_amp; add it, or leave amp_dtype out"
+            raise ConflictError(message, "amp_dtype", "use_amp")
         if self.use_adasum and self.gradient_predivide_factor != 1:
             message = f"gradient_predivide_factor {self.gradient_predivide_factor:g} has no meaning with use_adasum"
             raise ConflictError(f"{message}; leave one of them out", "use_adasum", "gradient_predivide_factor")

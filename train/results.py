@@ -24,23 +24,30 @@ _DRAW_EVERY_S = 30.0  # drawing takes the better part of a second, during which 
 
 
 class Results:
-    """Writes into `folder`. title: what the pictures are headed with."""
+    """Writes into `folder`. title: what the pictures are headed with. reconstructs: R holds errors, not accuracies."""
 
-    def __init__(self, folder: RunFolder, title: str) -> None:
+    def __init__(self, folder: RunFolder, title: str, *, reconstructs: bool = False) -> None:
         self.folder = folder
+        self.reconstructs = reconstructs
         self.title = title
         self._drawn = monotonic()
 
     def after_task(self, progress: Progress) -> None:
         """Rewrite the matrices so far; their pictures too, where tasks take long enough to want to see them."""
-        self.folder.write_accuracy_matrix(progress.class_il)
-        self.folder.write_accuracy_matrix(progress.task_il, task_il=True)
+        if self.reconstructs:
+            self.folder.write_error_matrix(progress.class_il)
+        else:
+            self.folder.write_accuracy_matrix(progress.class_il)
+        if progress.task_il:
+            self.folder.write_accuracy_matrix(progress.task_il, task_il=True)
         if monotonic() - self._drawn > _DRAW_EVERY_S:
             self._draw(progress)
 
     def _draw(self, progress: Progress) -> None:
-        plots.accuracy_matrix_png(progress.class_il, self.folder.matrix_png, self.title, progress.task_il)
-        plots.curves_png(progress.class_il, self.folder.curves_png, self.title, progress.task_il)
+        known = progress.task_il or None
+        errors = self.reconstructs
+        plots.accuracy_matrix_png(progress.class_il, self.folder.matrix_png, self.title, known, errors=errors)
+        plots.curves_png(progress.class_il, self.folder.curves_png, self.title, known, errors=errors)
         self._drawn = monotonic()
 
     def finish(self, progress: Progress, summary: dict[str, Any], spans: Spans) -> None:
@@ -57,9 +64,10 @@ class Results:
         print_summary(
             summary,
             progress.class_il if evaluated else None,
-            progress.task_il if evaluated else None,
+            progress.task_il or None,
             self.folder.path,
             self.folder.pictures(),
+            errors=self.reconstructs,
         )
 
 
@@ -72,9 +80,11 @@ def summarise(
     *,
     strategy: str,
     seed: int,
+    reconstructs: bool = False,
 ) -> dict[str, Any]:
     """The content of summary.json. samples_stored: on all ranks. Times are this rank's, of the present session."""
-    rows = np.array(progress.class_il) if progress.class_il else None
+    measured = np.array(progress.class_il) if progress.class_il else None
+    rows, errors = (None, measured) if reconstructs else (measured, None)
     known = np.array(progress.task_il) if progress.task_il else None
     timings = spans.stats()
     step, wait = timings.get("step"), timings.get("rehearsal")
@@ -85,6 +95,8 @@ def summarise(
         "backward_transfer": matrix.backward_transfer(rows) if rows is not None else None,
         "forward_transfer": matrix.forward_transfer(rows, progress.untrained) if rows is not None else None,
         "average_accuracy_task_il": matrix.average_accuracy(known) if known is not None else None,
+        "average_error": matrix.average_error(errors) if errors is not None else None,
+        "error_increase": matrix.error_increase(errors) if errors is not None else None,
         "tasks": progress.tasks_done,
         "seed": seed,
         "world_size": comm.size,

@@ -3,8 +3,8 @@
 Knows about mixed precision, accumulation and the data-parallel engine, so that a strategy only states its loss.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 class Stepper:
     """Steps `model` (as the data-parallel engine wrapped it) with `optimizer`.
 
-    passes: backward passes per step (batches_per_allreduce); the rows of a step are cut into so many parts, and their
-    gradients add up to that of the mean over all rows. use_amp: float16 with loss scaling on CUDA, bfloat16 elsewhere.
-    span: times a part of the step by name.
+    passes: backward passes per step (batches_per_allreduce); the rows of a step are cut into so many parts. half: the
+    type of mixed precision, None for none; float16 comes with loss scaling. channels_last: images are laid out pixel by
+    pixel, as the convolutions of newer GPUs want them. span: times a part of the step by name.
     """
 
     def __init__(
@@ -33,50 +33,64 @@ class Stepper:
         device: torch.device,
         span: Callable[[str], AbstractContextManager[Any]],
         passes: int = 1,
-        use_amp: bool = False,
+        half: torch.dtype | None = None,
+        channels_last: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self._comm = comm
         self._span = span
         self._passes = passes
-        half = torch.float16 if device.type == "cuda" else torch.bfloat16
-        self._autocast = torch.autocast(device.type, dtype=half, enabled=use_amp)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=use_amp and device.type == "cuda")
+        self._autocast = torch.autocast(device.type, dtype=half, enabled=half is not None)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
+        self._channels_last = channels_last
 
     def forward(self, x: Any) -> Any:
         """Network outputs in float32, also under mixed precision."""
+        if self._channels_last and isinstance(x, Tensor) and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         with self._autocast:
             outputs = self.model(x)
         return outputs.float() if isinstance(outputs, Tensor) else outputs
 
     def minimise(self, loss: Loss, *columns: Tensor) -> dict[str, Tensor]:
-        """One step on `loss(*columns)`, a mean over rows. Returns its metrics, averaged over the passes.
+        """One step on `loss(*columns)`; see `averaged`. Returns its metrics."""
+        with self.averaged(loss, *columns) as metrics:
+            self.update()
+        return metrics
 
-        Collective: every rank takes the same number of steps. Raises PeerLost when a rank is gone.
+    @contextmanager
+    def averaged(self, loss: Loss, *columns: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Inside, .grad of every parameter is the mean over ranks of the gradient of `loss(*columns)`, still scaled.
+
+        The columns need not be equally long. Each is cut into as many parts as there are passes, and what the loss
+        returns for each set of parts, value and metrics, is added up: sums over rows, divided by the rows of the step.
+        Collective: every rank comes here equally often. Raises PeerLost when a rank is gone.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        rows = len(columns[0])
-        parts = [list(part) for part in zip(*(c.tensor_split(self._passes) for c in columns), strict=True)]
         totals: dict[str, Tensor] = {}
+        parts = list(zip(*(column.tensor_split(self._passes) for column in columns), strict=True))
         for index, part in enumerate(parts):
-            share = len(part[0]) / rows
-            if not share:
+            weight = 1
+            if not len(part[0]):
                 # Fewer rows than passes: the engine still counts passes, so this one goes with weight 0.
-                part = [column[:1] for column in columns]
+                part, weight = tuple(column[:1] for column in columns), 0
             last = index == len(parts) - 1
             with self._comm.guard("backward") if last else self._comm.accumulate(self.model):
                 with self._span("forward"):
                     value, metrics = loss(*part)
                 with self._span("backward"):
-                    self._scaler.scale(value * share).backward()
+                    self._scaler.scale(value * weight).backward()
             for name, metric in metrics.items():
-                totals[name] = totals.get(name, 0) + metric * share
+                totals[name] = totals.get(name, 0) + metric * weight
+        # Horovod averages in hooks that averaged_gradients waits for: unscaling must come after that.
         with self._span("optimiser"), self._comm.averaged_gradients(self.optimizer):
-            # Horovod averages in hooks that averaged_gradients waits for: unscaling must come after that.
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
-        return totals
+            yield totals
+
+    def update(self) -> None:
+        """Inside `averaged`: unscale the gradients and step with them, unless one of them overflowed."""
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
 
     def reset(self) -> None:
         """Forget momentum and other running averages of the optimiser."""

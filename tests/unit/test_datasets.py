@@ -51,14 +51,14 @@ def test_mnist_is_read_as_written_packed_or_not(tmp_path: Path, suffix: str) -> 
     arrays = write_mnist(tmp_path, suffix)
     before = sorted(tmp_path.rglob("*"))
     raw = load("mnist", tmp_path)
-    assert raw.x_train.shape == (30, 1, 28, 28)
-    assert np.array_equal(raw.x_train[:, 0].numpy(), arrays["train-images-idx3-ubyte"])
-    assert np.array_equal(raw.x_test[:, 0].numpy(), arrays["t10k-images-idx3-ubyte"])
-    assert raw.y_train.tolist() == arrays["train-labels-idx1-ubyte"].tolist()
-    assert raw.y_test.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
+    assert raw.train.x.shape == (30, 1, 28, 28)
+    assert np.array_equal(raw.train.x[:, 0].numpy(), arrays["train-images-idx3-ubyte"])
+    assert np.array_equal(raw.test.x[:, 0].numpy(), arrays["t10k-images-idx3-ubyte"])
+    assert raw.train.y.tolist() == arrays["train-labels-idx1-ubyte"].tolist()
+    assert raw.test.y.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
     assert raw.num_classes == 10
     assert sorted(tmp_path.rglob("*")) == before  # the folder may be read-only
-    assert float(raw.transform.eval(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))[0, 0, 0, 0]) == pytest.approx(
+    assert float(raw.transform.normalise(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))[0, 0, 0, 0]) == pytest.approx(
         -0.1307 / 0.3081
     )
 
@@ -70,8 +70,8 @@ def test_mnist_prefers_unpacked_files_and_mixes_both(tmp_path: Path) -> None:
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").write_bytes(b"broken, but not needed")
     (tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte").unlink()
     raw = load("mnist", tmp_path)
-    assert np.array_equal(raw.x_train[:, 0].numpy(), arrays["train-images-idx3-ubyte"])
-    assert np.array_equal(raw.x_test[:, 0].numpy(), arrays["t10k-images-idx3-ubyte"])
+    assert np.array_equal(raw.train.x[:, 0].numpy(), arrays["train-images-idx3-ubyte"])
+    assert np.array_equal(raw.test.x[:, 0].numpy(), arrays["t10k-images-idx3-ubyte"])
 
 
 @pytest.mark.usefixtures("forbidden_network")
@@ -81,12 +81,12 @@ def test_cifar_is_read_as_written(tmp_path: Path, name: str) -> None:
     raw = load(name, tmp_path)
     (test_file,) = [file for file in content if file.startswith("test")]
     train = [part for file, part in content.items() if file != test_file]
-    assert np.array_equal(raw.x_train.numpy(), np.concatenate([x for x, _ in train]))
-    assert raw.y_train.tolist() == [label for _, y in train for label in y]
-    assert np.array_equal(raw.x_test.numpy(), content[test_file][0])
-    assert raw.y_test.tolist() == content[test_file][1]  # 20 labels without class 0 for cifar100: not shifted
+    assert np.array_equal(raw.train.x.numpy(), np.concatenate([x for x, _ in train]))
+    assert raw.train.y.tolist() == [label for _, y in train for label in y]
+    assert np.array_equal(raw.test.x.numpy(), content[test_file][0])
+    assert raw.test.y.tolist() == content[test_file][1]  # 20 labels without class 0 for cifar100: not shifted
     assert raw.num_classes == (10 if name == "cifar10" else 100)
-    assert raw.x_train.is_contiguous()
+    assert raw.train.x.is_contiguous()
 
 
 def test_cifar_is_augmented_in_training_only(tmp_path: Path) -> None:
@@ -94,9 +94,10 @@ def test_cifar_is_augmented_in_training_only(tmp_path: Path) -> None:
     scenario = build("cifar10", tmp_path, class_order_seed=None, given=False)
     x = scenario.tasks[0].train.x[:16]
     generator = torch.Generator().manual_seed(0)
-    assert not torch.equal(scenario.train_transform(x, generator), scenario.train_transform(x, generator))
-    assert torch.equal(scenario.eval_transform(x), scenario.eval_transform(x))
-    black = scenario.eval_transform(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)).flatten().tolist()
+    transform = scenario.transform
+    assert not torch.equal(transform.augment(x, generator), transform.augment(x, generator))
+    assert torch.equal(transform.view(x), x)
+    black = transform.normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)).flatten().tolist()
     assert black == pytest.approx([-0.4914 / 0.2470, -0.4822 / 0.2435, -0.4465 / 0.2616])
 
 
@@ -114,11 +115,11 @@ def test_digits_are_real_stratified_and_always_the_same() -> None:
     from sklearn.datasets import load_digits
 
     raw, again = load("digits", Path("none")), load("digits", Path("none"))
-    assert (len(raw.x_train), len(raw.x_test)) == (1347, 450)
-    assert torch.equal(raw.x_train, again.x_train)
-    ours = torch.cat([raw.x_train, raw.x_test]).flatten(1).tolist()
+    assert (len(raw.train.x), len(raw.test.x)) == (1347, 450)
+    assert torch.equal(raw.train.x, again.train.x)
+    ours = torch.cat([raw.train.x, raw.test.x]).flatten(1).tolist()
     assert sorted(ours) == sorted(load_digits().data.astype(int).tolist())
-    share = torch.bincount(raw.y_test).float() / torch.bincount(torch.cat([raw.y_train, raw.y_test]))
+    share = torch.bincount(raw.test.y).float() / torch.bincount(torch.cat([raw.train.y, raw.test.y]))
     assert share.min() > 0.24
     assert share.max() < 0.26
 
@@ -126,13 +127,13 @@ def test_digits_are_real_stratified_and_always_the_same() -> None:
 @pytest.mark.usefixtures("forbidden_network")
 def test_synthetic_is_the_same_every_time_and_neither_trivial_nor_hopeless() -> None:
     raw, again = load("synthetic", Path("none")), load("synthetic", Path("none"))
-    assert torch.equal(raw.x_train, again.x_train)
-    assert raw.x_train.shape == (5000, 3, 32, 32)
-    assert torch.bincount(raw.y_train).tolist() == [500] * 10
-    assert torch.bincount(raw.y_test).tolist() == [100] * 10
-    train, test = raw.transform.eval(raw.x_train).flatten(1), raw.transform.eval(raw.x_test).flatten(1)
-    means = torch.stack([train[raw.y_train == label].mean(0) for label in range(10)])
-    accuracy = (torch.cdist(test, means).argmin(1) == raw.y_test).float().mean()
+    assert torch.equal(raw.train.x, again.train.x)
+    assert raw.train.x.shape == (5000, 3, 32, 32)
+    assert torch.bincount(raw.train.y).tolist() == [500] * 10
+    assert torch.bincount(raw.test.y).tolist() == [100] * 10
+    train, test = raw.transform.normalise(raw.train.x).flatten(1), raw.transform.normalise(raw.test.x).flatten(1)
+    means = torch.stack([train[raw.train.y == label].mean(0) for label in range(10)])
+    accuracy = (torch.cdist(test, means).argmin(1) == raw.test.y).float().mean()
     assert 0.4 < accuracy < 0.9  # by the nearest class mean; chance is 0.1
 
 
@@ -250,5 +251,5 @@ def test_a_download_without_network_says_so_in_one_line(tmp_path: Path, name: st
 def test_download_does_not_fetch_what_is_there(tmp_path: Path) -> None:
     write_mnist(tmp_path, ".gz")
     write_cifar(tmp_path, "cifar100")
-    assert len(load("mnist", tmp_path, download=True).x_train) == 30
-    assert len(load("cifar100", tmp_path, download=True).x_train) == 20
+    assert len(load("mnist", tmp_path, download=True).train) == 30
+    assert len(load("cifar100", tmp_path, download=True).train) == 20

@@ -13,8 +13,13 @@ from reprise.train.regime import Regime
 SGD = {"epoch": 0, "optimizer": "SGD", "lr_factor": 1.0}
 
 
-def regime_of(phases: list[dict], *, lr: float = 0.1, scale: float = 1, warmup: float = 0, epochs: int = 30) -> Regime:
-    return Regime(phases, lr=lr, scale=scale, warmup_epochs=warmup, epochs=epochs)
+def regime_of(
+    phases: list[dict], *, lr: float = 0.1, batches: int = 1, samples: int = 64, warmup: float = 0, epochs: int = 30
+) -> Regime:
+    """batches, samples: those of a step, over all ranks."""
+    return Regime(
+        phases, lr=lr, batches_per_step=batches, samples_per_step=samples, warmup_epochs=warmup, epochs=epochs
+    )
 
 
 def parameters() -> list[nn.Parameter]:
@@ -45,37 +50,37 @@ def step(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], gradient:
 )
 def test_resnet18_follows_the_published_schedule(epoch: float, expected: float) -> None:
     """Goyal et al. 2017 for the warm-up; rehearsal.md 3 for milestones 21, 26, 28 of 30 epochs."""
-    regime = regime_of(backbone.default_regime("resnet18", 30, {}), lr=0.0125, scale=8, warmup=5)
-    assert regime.learning_rate(epoch) == pytest.approx(expected)
+    regime = regime_of(backbone.default_regime("resnet18", 30, {}), lr=0.0125, batches=8, warmup=5)
+    assert regime.learning_rate(epoch, 0) == pytest.approx(expected)
 
 
 def test_short_trainings_decay_too() -> None:
     """rehearsal.md 6.1-7: decay epochs hard-coded at 21, 26, 28 whatever --epochs says."""
     regime = regime_of(backbone.default_regime("resnet18", 10, {}), lr=1.0, epochs=10)
-    rates = [regime.learning_rate(epoch) for epoch in (6.9, 7.0, 8.6, 8.7, 9.3, 9.34)]
+    rates = [regime.learning_rate(epoch, 0) for epoch in (6.9, 7.0, 8.6, 8.7, 9.3, 9.34)]
     assert rates == pytest.approx([1.0, 0.5, 0.5, 0.05, 0.05, 0.01])
 
 
 def test_warm_up_counts_in_epochs_of_its_own_task() -> None:
     """rehearsal.md 6.1-7: four times the steps per epoch must not mean a warm-up four times as fast."""
-    regime = regime_of([SGD], lr=0.1, scale=4, warmup=2, epochs=4)
+    regime = regime_of([SGD], lr=0.1, batches=4, warmup=2, epochs=4)
     for steps_per_epoch in (10, 40):
-        rates = [regime.learning_rate(step / steps_per_epoch) for step in range(4 * steps_per_epoch)]
+        rates = [regime.learning_rate(step / steps_per_epoch, 0) for step in range(4 * steps_per_epoch)]
         assert rates[steps_per_epoch] == pytest.approx(0.1 * 2.5)
         assert rates[2 * steps_per_epoch :] == pytest.approx([0.4] * (2 * steps_per_epoch))
         assert all(a < b for a, b in pairwise(rates[: 2 * steps_per_epoch]))
 
 
 def test_a_milestone_inside_the_warm_up_counts() -> None:
-    regime = regime_of([SGD, {"epoch": 1, "lr_factor": 0.5}], lr=0.1, scale=3, warmup=2, epochs=4)
-    assert regime.learning_rate(1.0) == pytest.approx(0.1 * 2 * 0.5)
-    assert regime.learning_rate(2.0) == pytest.approx(0.1 * 3 * 0.5)
+    regime = regime_of([SGD, {"epoch": 1, "lr_factor": 0.5}], lr=0.1, batches=3, warmup=2, epochs=4)
+    assert regime.learning_rate(1.0, 0) == pytest.approx(0.1 * 2 * 0.5)
+    assert regime.learning_rate(2.0, 0) == pytest.approx(0.1 * 3 * 0.5)
 
 
 def test_a_literal_rate_is_absolute_and_unscaled() -> None:
     phases = [{"epoch": 0, "optimizer": "SGD", "lr": 0.3}, {"epoch": 1.5, "lr": 0}, {"epoch": 2, "lr_factor": 0.5}]
-    regime = regime_of(phases, lr=0.1, scale=8, warmup=1, epochs=4)
-    assert [regime.learning_rate(e) for e in (0.0, 0.5, 1.4, 1.5, 2.0)] == pytest.approx([0.3, 0.3, 0.3, 0.0, 0.4])
+    regime = regime_of(phases, lr=0.1, batches=8, warmup=1, epochs=4)
+    assert [regime.learning_rate(e, 0) for e in (0.0, 0.5, 1.4, 1.5, 2.0)] == pytest.approx([0.3, 0.3, 0.3, 0.0, 0.4])
 
 
 def test_phases_accumulate_and_apply_to_every_group() -> None:
@@ -90,7 +95,7 @@ def test_phases_accumulate_and_apply_to_every_group() -> None:
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
     seen = []
     for epoch in (0.0, 0.99, 1.0, 2.5):
-        returned = regime.apply(optimizer, epoch)
+        returned = regime.apply(optimizer, epoch, 0)
         for group in optimizer.param_groups:
             assert group["lr"] == returned
         seen.append([(g["lr"], g["momentum"], g["weight_decay"]) for g in optimizer.param_groups])
@@ -101,9 +106,9 @@ def test_phases_accumulate_and_apply_to_every_group() -> None:
 def test_the_first_phase_of_the_next_task_undoes_the_last_of_this_one() -> None:
     regime = regime_of([{"optimizer": "SGD", "lr": 0.3}, {"epoch": 5, "momentum": 0.9, "weight_decay": 0.1}])
     optimizer = regime.build_optimizer(parameters())
-    regime.apply(optimizer, 6.0)
+    regime.apply(optimizer, 6.0, 0)
     assert optimizer.param_groups[0]["momentum"] == 0.9
-    regime.apply(optimizer, 0.0)
+    regime.apply(optimizer, 0.0, 0)
     assert (optimizer.param_groups[0]["momentum"], optimizer.param_groups[0]["weight_decay"]) == (0, 0)
 
 
@@ -151,7 +156,7 @@ def test_reset_leaves_no_trace_of_earlier_steps(phase: dict, wrap: object) -> No
     used_params, fresh_params = parameters(), parameters()
     used, fresh = (wrap(regime.build_optimizer(params)) for params in (used_params, fresh_params))
     for optimizer in (used, fresh):
-        regime.apply(optimizer, 0.0)
+        regime.apply(optimizer, 0.0, 0)
     for _ in range(3):
         step(used, used_params, 1.0)
     state = used.state
@@ -202,4 +207,4 @@ def test_mistakes_are_refused_in_one_line_before_any_training(phases: list[dict]
 def test_a_warm_up_longer_than_the_training_is_refused() -> None:
     with pytest.raises(UserError, match="warmup_epochs 5 is more than the 3 epochs"):
         regime_of([SGD], warmup=5, epochs=3)
-    assert regime_of([SGD], warmup=3, epochs=3, scale=2).learning_rate(1.5) == pytest.approx(0.15)
+    assert regime_of([SGD], warmup=3, epochs=3, batches=2).learning_rate(1.5, 0) == pytest.approx(0.15)

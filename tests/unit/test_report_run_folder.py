@@ -16,6 +16,7 @@ from reprise.runtime.errors import UserError
 
 SUMMARY = {
     **dict.fromkeys(summary_schema.ACCURACIES, 0.5),
+    **dict.fromkeys(summary_schema.ERRORS),
     **{"tasks": 5, "seed": 42, "world_size": 2, "buffer_bytes_per_rank": 0, "samples_stored": 0},
     **{"launcher": "horovodrun", "strategy": "Vanilla", "buffer_implementation": "none", "buffer_transport": "none"},
     **{"images_per_second": 1000.0, "train_seconds": 3.5, "wait_share": 0.0},
@@ -126,7 +127,7 @@ def test_summary_has_exactly_the_documented_keys(tmp_path):
         *("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer", "forward_transfer"),
         *("average_accuracy_task_il", "tasks", "seed", "world_size", "launcher", "strategy", "buffer_implementation"),
         *("buffer_transport", "images_per_second", "train_seconds", "step_ms", "wait_ms", "wait_share"),
-        *("buffer_bytes_per_rank", "samples_stored"),
+        *("buffer_bytes_per_rank", "samples_stored", "average_error", "error_increase"),
     }
 
 

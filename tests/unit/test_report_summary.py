@@ -18,6 +18,7 @@ SUMMARY = {
     "backward_transfer": -0.044,
     "forward_transfer": 0.055,
     "average_accuracy_task_il": 0.966,
+    **{"average_error": None, "error_increase": None},
     **{"tasks": 5, "seed": 42, "world_size": 2, "buffer_bytes_per_rank": 34_567, "samples_stored": 431},
     **{"launcher": "horovodrun", "strategy": "Er", "buffer_implementation": "python", "buffer_transport": "collective"},
     **{"images_per_second": 12_345.6, "train_seconds": 3_725.0, "wait_share": 0.077},

@@ -10,6 +10,7 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.vision import ensure_torchvision
 from reprise.scenarios import DATASETS, Scenario, build
 from reprise.scenarios.raw import RawData
+from reprise.scenarios.task import ArrayDataset
 from reprise.scenarios.transforms import ImageTransform
 
 NOWHERE = Path("no-such-folder")
@@ -31,7 +32,7 @@ def continuum_tasks(kind: str, part: str, **options: object) -> list[tuple[np.nd
     from continuum.datasets import InMemoryDataset
 
     raw = raw_digits()
-    x, y = (raw.x_train, raw.y_train) if part == "train" else (raw.x_test, raw.y_test)
+    x, y = (raw.train.x, raw.train.y) if part == "train" else (raw.test.x, raw.test.y)
     data = InMemoryDataset(x.numpy(), y.numpy(), download=False)
     return [(tasks._x, tasks._y) for tasks in getattr(scenarios, kind)(data, **options)]
 
@@ -74,9 +75,9 @@ def test_tasks_partition_the_data_set(options: dict) -> None:
     scenario, raw = digits(**options), raw_digits()
     for part in ("train", "test"):
         ours = torch.cat([getattr(task, part).x for task in scenario.tasks]).flatten(1)
-        whole = getattr(raw, f"x_{part}").flatten(1)
+        whole = getattr(raw, part).x.flatten(1)
         assert sorted(ours.tolist()) == sorted(whole.tolist())
-    assert scenario.total_train_samples() == len(raw.x_train)
+    assert scenario.total_train_samples() == len(raw.train.x)
 
 
 def test_without_tasksets_options_the_whole_data_set_is_one_task() -> None:
@@ -84,9 +85,9 @@ def test_without_tasksets_options_the_whole_data_set_is_one_task() -> None:
     scenario, raw = digits(given=False), raw_digits()
     (task,) = scenario.tasks
     assert task.classes == tuple(range(10))
-    assert torch.equal(task.train.x, raw.x_train)
-    assert torch.equal(task.train.y, raw.y_train)
-    assert torch.equal(task.test.y, raw.y_test)
+    assert torch.equal(task.train.x, raw.train.x)
+    assert torch.equal(task.train.y, raw.train.y)
+    assert torch.equal(task.test.y, raw.test.y)
 
 
 @pytest.mark.parametrize("options", [{"increment": 2}, {"scenario": "instance", "num_tasks": 3}, {"given": False}])
@@ -96,7 +97,7 @@ def test_class_order_is_seeded_and_label_k_is_class_order_k(options: dict) -> No
     assert first.class_order == again.class_order != other.class_order
     assert sorted(first.class_order) == list(range(10))
     raw = raw_digits()
-    class_of = dict(zip(map(bytes, raw.x_train.flatten(1).numpy()), raw.y_train.tolist(), strict=True))
+    class_of = dict(zip(map(bytes, raw.train.x.flatten(1).numpy()), raw.train.y.tolist(), strict=True))
     for task in first.tasks:
         for x, y in zip(task.train.x.flatten(1).numpy(), task.train.y.tolist(), strict=True):
             assert first.class_order[y] == class_of[bytes(x)]
@@ -121,7 +122,7 @@ def test_scenario_says_what_its_samples_look_like() -> None:
     assert (scenario.sample_shape, scenario.sample_dtype) == ((1, 8, 8), torch.uint8)
     x, y = scenario.tasks[0].train.__getitems__([3, 1])
     assert (x.shape, x.dtype, y.dtype) == ((2, 1, 8, 8), torch.uint8, torch.int64)
-    inputs = scenario.eval_transform(x)
+    inputs = scenario.transform.normalise(x)
     assert inputs.dtype == torch.float32
     assert -1 <= float(inputs.min()) <= float(inputs.max()) <= 1
     single_x, single_y = scenario.tasks[0].train[3]
@@ -159,9 +160,8 @@ def test_an_unknown_data_set_names_the_nearest() -> None:
 
 def test_a_class_without_samples_cannot_become_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     y = torch.tensor([0, 1, 2, 0])
-    raw = RawData(
-        torch.zeros(4, 1, 2, 2).byte(), y, torch.zeros(2, 1, 2, 2).byte(), y[:2], 3, ImageTransform((0,), (1,))
-    )
+    x = torch.zeros(4, 1, 2, 2).byte()
+    raw = RawData(ArrayDataset(x, y), ArrayDataset(x[:2], y[:2]), 3, ImageTransform((0,), (1,)))
     monkeypatch.setitem(DATASETS._entries, "holes", lambda folder, download: raw)
     with pytest.raises(UserError, match="'holes' has no test samples of class 2"):
         build("holes", NOWHERE, class_order_seed=None, given=True)

@@ -30,9 +30,13 @@ def slow_train(transform: ImageTransform, x: Tensor, generator: torch.Generator)
     return out
 
 
+def train(transform: ImageTransform, x: Tensor, generator: torch.Generator) -> Tensor:
+    return transform.normalise(transform.augment(x, generator))
+
+
 def test_training_equals_a_per_sample_reference() -> None:
     x = images(50)
-    fast = CIFAR.train(x, torch_generator(1, "augment"))
+    fast = train(CIFAR, x, torch_generator(1, "augment"))
     torch.testing.assert_close(fast, slow_train(CIFAR, x, torch_generator(1, "augment")))
     assert fast.dtype == torch.float32
 
@@ -41,7 +45,7 @@ def test_every_shift_and_both_directions_occur_equally_often() -> None:
     transform = ImageTransform(mean=(0.0,), std=(1.0,), padding=1, flip=True)
     picture = torch.arange(1, 13, dtype=torch.uint8).view(1, 1, 3, 4)
     num = 18_000
-    out = transform.train(picture.expand(num, 1, 3, 4), torch_generator(2, "augment"))
+    out = train(transform, picture.expand(num, 1, 3, 4), torch_generator(2, "augment"))
     _, counts = out.flatten(1).unique(dim=0, return_counts=True)
     assert len(counts) == 18  # 3 x 3 places, 2 directions
     chi_square = float(((counts - num / 18) ** 2 / (num / 18)).sum())
@@ -53,7 +57,7 @@ def test_evaluation_never_augments() -> None:
     x = images(20)
     expected = (x.float() / 255 - torch.tensor(CIFAR.mean).view(3, 1, 1)) / torch.tensor(CIFAR.std).view(3, 1, 1)
     for _ in range(3):
-        torch.testing.assert_close(CIFAR.eval(x), expected)
+        torch.testing.assert_close(CIFAR.normalise(CIFAR.view(x)), expected)
 
 
 def test_without_augmentation_training_is_evaluation_and_draws_nothing() -> None:
@@ -61,14 +65,14 @@ def test_without_augmentation_training_is_evaluation_and_draws_nothing() -> None
     x = torch.tensor([0, 8, 16], dtype=torch.uint8).view(1, 1, 1, 3)
     generator = torch_generator(3, "augment")
     before = generator.get_state()
-    assert transform.train(x, generator).flatten().tolist() == [-1.0, 0.0, 1.0]
+    assert train(transform, x, generator).flatten().tolist() == [-1.0, 0.0, 1.0]
     assert torch.equal(generator.get_state(), before)
 
 
 def test_ranks_augment_differently_and_each_repeats_itself() -> None:
     """rehearsal.md 6.1-12: correlated augmentation streams."""
     x = images(16)
-    first, again, other = (CIFAR.train(x, torch_generator(7, "augment", rank)) for rank in (0, 0, 1))
+    first, again, other = (train(CIFAR, x, torch_generator(7, "augment", rank)) for rank in (0, 0, 1))
     assert torch.equal(first, again)
     assert (first != other).flatten(1).any(dim=1).sum() >= 14
 
@@ -77,10 +81,10 @@ def test_ranks_augment_differently_and_each_repeats_itself() -> None:
 def test_batches_of_any_size_keep_their_shape_and_their_input(num: int) -> None:
     x = images(num)
     kept = x.clone()
-    assert CIFAR.train(x, torch_generator(1, "augment")).shape == x.shape
+    assert CIFAR.augment(x, torch_generator(1, "augment")).shape == x.shape
     assert torch.equal(x, kept)
 
 
 def test_float_samples_are_normalised_alike() -> None:
     x = images(4)
-    assert torch.equal(CIFAR.eval(x.float()), CIFAR.eval(x))
+    assert torch.equal(CIFAR.normalise(x.float()), CIFAR.normalise(x))

@@ -1,0 +1,66 @@
+"""Agem: averaged gradient episodic memory. A step may not increase the loss on what the memory holds.
+
+Chaudhry et al. 2019, "Efficient lifelong learning with A-GEM" (arXiv 1812.00420), equation 11. Over several ranks both
+gradients are averaged first, so that every rank projects the same vectors: the update is that of one process with the
+joined batches.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from reprise.cl_models.base import REPLAY, STRATEGIES, Metrics
+from reprise.cl_models.rehearsal import Rehearsal
+
+
+@STRATEGIES.register("Agem")
+class Agem(Rehearsal):
+    """g: gradient of the mean loss on the new samples, r: on the representatives. Where g.r < 0, g -= (g.r / r.r) r.
+
+    Two forward and two backward passes per step. Metric "projected": the share of steps in which g was changed.
+    """
+
+    draws = (REPLAY,)
+    changes_gradients = True
+
+    def observe(self, x: Tensor, y: Tensor, task: int | None) -> Metrics:
+        kept, stepper = self.keep(x), self.parts.stepper
+        with self.parts.span("rehearsal"):
+            (old,) = self.recall(task)
+            self.submit(kept, y, task)
+        y = y.to(self.parts.device, non_blocking=True)
+        own_loss = partial(self.mean_loss, rows=len(y))
+        if not self.rehearses(REPLAY, task):
+            return stepper.minimise(own_loss, self.inputs(kept), y)
+        # Ranks need not have drawn equally much, but must average equally often: a rank without a draw gives zeros.
+        old_rows = len(old.y) or math.inf
+        old_x, old_y = (old.x, old.y) if len(old.y) else (kept, y)
+        with stepper.averaged(partial(self.mean_loss, rows=old_rows), self.inputs(old_x), old_y):
+            reference = self._gradients()
+        with stepper.averaged(own_loss, self.inputs(kept), y) as metrics:
+            projected = project(self._gradients(), reference)
+            stepper.update()
+        return {**metrics, "projected": projected}
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [parameter.grad for parameter in self.network.parameters()]
+
+
+@torch.no_grad()
+def project(gradients: Sequence[Tensor | None], reference: Sequence[Tensor | None]) -> Tensor:
+    """Take from the gradients, in place, what opposes the reference; returns 1.0 where something was taken, else 0.0.
+
+    Decided on the device. The result is the same however the reference is scaled, and scales with the gradients: under
+    float16 both may still carry the loss scale, and an overflow in either one reaches the check that skips the step.
+    """
+    pairs = [(g, r) for g, r in zip(gradients, reference, strict=True) if g is not None and r is not None]
+    dot = torch.stack([(g * r).sum() for g, r in pairs]).sum()
+    square = torch.stack([(r * r).sum() for r in reference if r is not None]).sum()
+    # No reference yet: 0 / tiny instead of 0 / 0.
+    factor = dot.clamp(max=0) / square.clamp(min=torch.finfo(square.dtype).tiny)
+    for g, r in pairs:
+        g.sub_(factor * r)
+    return (dot < 0).float()
