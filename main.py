@@ -114,7 +114,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
     scenario = _scenario(options, comm)
     network = comm.agree(lambda: _network(options, scenario)).to(device)
     if options.channels_last:
-        network = network.to(memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does take it
     if options.compile:
         network.compile()
     regimes = comm.agree(lambda: _regimes(options, scenario, comm))

@@ -65,7 +65,7 @@ class Rehearsal(Vanilla):
         columns = self._columns(kept, y)
         if outputs is not None:
             columns["logits"] = outputs.to(self.buffer.fields["logits"].dtype)
-        self.buffer.submit(**columns, task=task)
+        self.buffer.submit(y=columns.pop("y"), task=task, copy=False, **columns)
 
     def join(self, kept: Tensor, y: Tensor, task: int | None) -> Rows:
         """recall() and submit() in one, for strategies with one draw: the new samples, then those recalled."""

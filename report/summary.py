@@ -140,7 +140,7 @@ def _print_matrix(console: Console, rows: np.ndarray, name: str, *, errors: bool
         cells = []
         for j in columns:
             text = "…" if j is None else f"{rows[i, j]:.3g}" if errors else f"{100 * rows[i, j]:.{decimals}f}"
-            if errors and j is not None and j > columns[0]:  # numbers of any width touch without it
+            if errors and j:  # numbers of any width touch without it
                 text = f" {text}"
             # Tasks not trained yet stay readable but in the background.
             cells.append(f"[dim]{text}[/dim]" if j is not None and j > i else text)
