@@ -48,6 +48,13 @@ def make(name: str, num_classes: int, sample_shape: Shape, options: Options) -> 
             f"backbone '{name}' does not take images of {channels}x{height}x{width} ({' '.join(str(error).split())}); "
             "use another, like resnet18, which takes any size"
         ) from error
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) if size else None
+    if patch and (height % patch[0] or width % patch[1]):
+        # timm would leave out the rows and columns that fill no patch, and say nothing.
+        raise UserError(
+            f"backbone '{name}' cuts images into patches of {patch[0]}x{patch[1]} pixels, which {height}x{width} is no "
+            "multiple of; crop or pad the images, or use another, like resnet18"
+        )
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
         raise UserError(f"backbone '{name}' of timm gives no logits per class; use another, like resnet18")
     return model.train()

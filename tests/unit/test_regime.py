@@ -171,6 +171,19 @@ def test_reset_leaves_no_trace_of_earlier_steps(phase: dict, wrap: object) -> No
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_reset_starts_the_bias_correction_of_adam_anew(name: str) -> None:
+    regime = regime_of([{"optimizer": name, "lr": 0.1}])
+    params = parameters()
+    optimizer = regime.build_optimizer(params)
+    for gradient in (1.0, 1.0, 1.0):
+        step(optimizer, params, gradient)
+    assert [int(optimizer.state[parameter]["step"]) for parameter in params] == [3, 3]
+    Regime.reset(optimizer)
+    step(optimizer, params, 1.0)
+    assert [int(optimizer.state[parameter]["step"]) for parameter in params] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("phases", "words"),
     [
@@ -195,6 +208,27 @@ def test_reset_leaves_no_trace_of_earlier_steps(phase: dict, wrap: object) -> No
         ([{"optimizer": "Adam", "betas": [0.9]}], ["betas [0.9]"]),
         ([{"optimizer": "Adam", "betas": 0.9}], ["betas 0.9"]),
         ([{"optimizer": "Adam", "betas": [0.9, 1.5]}], ["Adam", "1.5"]),
+        ([{**SGD, "scaling": "liner"}], ["scaling 'liner'", "did you mean 'linear'", "capped, linear, none"]),
+        ([{**SGD, "scaling": None}], ["scaling 'None'", "capped, linear, none"]),
+        ([{**SGD, "warmup_from": 0}], ["warmup_from '0'", "lr, zero"]),
+        ([{**SGD, "schedule": "cosin"}], ["schedule 'cosin'", "did you mean 'cosine'"]),
+        ([{**SGD, "schedule": ["cosine"]}], ["schedule", "choose one of"]),
+        ([{**SGD, "lr_min": 0.1}], ["lr_min", "'constant'", "it is for: cosine, triangular"]),
+        ([{**SGD, "schedule": "cosine", "gamma": 0.1}], ["gamma", "'cosine'", "it is for: exp_range"]),
+        ([{**SGD, "schedule": "cosine", "lr_min": "0"}], ["lr_min '0'", "number"]),
+        ([{**SGD, "schedule": "cosine", "lr_min": 0.2}], ["lr_min 0.2", "'cosine'", "rate 0.1", "raise lr"]),
+        ([{"optimizer": "SGD", "lr": 1e-5, "schedule": "cosine", "lr_min": 1e-4}], ["lr_min 0.0001", "rate 1e-05"]),
+        ([{**SGD, "schedule": "triangular"}], ["'triangular' needs step_cycle_size above 0", "missing"]),
+        ([{**SGD, "schedule": "triangular", "step_cycle_size": 0}], ["'triangular'", "step_cycle_size", "above 0"]),
+        ([{**SGD, "schedule": "exp_range", "step_cycle_size": 9}], ["step_cycle_size and gamma", "gamma is missing"]),
+        ([{"optimizer": "SGD", "lr": 0.1, "scaling": "none"}], ["lr and scaling", "absolute"]),
+        ([{"optimizer": "SGD", "lr": 0.1, "warmup_from": "zero"}], ["lr and warmup_from", "absolute"]),
+        # the reference's keys
+        ([SGD, {"step": 100, "lr": 0.1}], ["phase 1", "'step'", "'epoch'", "fractional"]),
+        ([{**SGD, "step_lambda": "lambda t: {'lr': 0.1 * t}"}], ["'step_lambda'", "name a 'schedule'"]),
+        ([{**SGD, "execute": "print"}], ["'execute'", "not data"]),
+        ([{**SGD, "lr_decay": 0.1}], ["'lr_decay'", "'lr_factor'", "'schedule'"]),
+        ([{**SGD, "lr_decay_steps": 10}], ["'lr_decay_steps'", "'schedule'"]),
     ],
 )
 def test_mistakes_are_refused_in_one_line_before_any_training(phases: list[dict], words: list[str]) -> None:
