@@ -38,22 +38,24 @@ CIFAR = ImageTransform((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), paddi
 class Plain(Dataset[tuple[Tensor, int]]):
     """The same samples, one at a time, through torchvision's transforms of PIL images."""
 
-    def __init__(self, samples: Samples, transforms: Any) -> None:
+    def __init__(self, samples: Samples, transform: Transform) -> None:
         self.samples = samples
-        self.transforms = transforms
+        self.transform = transform
+        self._transforms: Any = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        ensure_torchvision()  # in a loader process too
+        if self._transforms is None:  # not before: a loader process has to import torchvision our way
+            self._transforms = plain_transforms(self.transform)
         if isinstance(self.samples, ImageFiles):
             with Image.open(self.samples.path(index)) as file:
                 image = file.convert("RGB")
         else:
             assert isinstance(self.samples, ArrayDataset)
             image = Image.fromarray(self.samples.x[index].permute(1, 2, 0).numpy())
-        return self.transforms(image), int(self.samples.labels[index])
+        return self._transforms(image), int(self.samples.labels[index])
 
 
 def plain_transforms(transform: Transform) -> Any:
@@ -117,9 +119,7 @@ def compare(samples: Samples, transform: Transform, workers: int, turns: int) ->
     sampler = TrainSampler(len(samples), BATCH, rank=0, world_size=1, seed=0, task=0)
     ours = train_loader(samples, sampler, workers=workers)
     arguments: dict[str, Any] = {"multiprocessing_context": "forkserver", "persistent_workers": True} if workers else {}
-    plain = DataLoader(
-        Plain(samples, plain_transforms(transform)), BATCH, shuffle=True, num_workers=workers, **arguments
-    )
+    plain = DataLoader(Plain(samples, transform), BATCH, shuffle=True, num_workers=workers, **arguments)
     rates = []
     for turn in range(turns + 1):
         sampler.set_epoch(turn)
