@@ -46,12 +46,13 @@ class CroppedImageTransform(Normalised):
 
 
 def sample_at(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Bilinear values of square images (b, C, H, H) at places in pixels, both broadcast to (b, h, w); x's dtype.
+    """Bilinear values of square images (b, C, H, H) at places in pixels, both broadcast to (b or 1, h, w); x's dtype.
 
     Places outside an image are black.
     """
     half = (x.shape[-1] - 1) / 2
     grid = torch.stack(torch.broadcast_tensors(columns / half - 1, rows / half - 1), dim=-1)
+    grid = grid.expand(len(x), -1, -1, -1)
     values = torch.nn.functional.grid_sample(x.to(torch.float32), grid, mode="bilinear", align_corners=True)
     return values if x.is_floating_point() else values.round_().to(x.dtype)
 

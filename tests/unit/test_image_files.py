@@ -99,6 +99,13 @@ def test_the_references_subfolder_is_looked_into_first(tmp_path: Path, name: str
     assert all(subfolder in path for path, _ in found(load(name, tmp_path).train))
 
 
+def assert_same_image(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """But for a rounding here and there: one pass over the part that is kept, two passes over the whole."""
+    difference = (ours.int() - theirs.int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 0.02
+
+
 @pytest.mark.parametrize(("name", "size"), [("imagenet", 256), ("tinyimagenet", 64)])
 def test_images_are_decoded_as_torchvision_does_it(tmp_path: Path, name: str, size: int) -> None:
     from torchvision import transforms
@@ -110,7 +117,7 @@ def test_images_are_decoded_as_torchvision_does_it(tmp_path: Path, name: str, si
     plain = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
     for i in range(len(x)):
         with Image.open(raw.train.path(i)) as image:
-            assert torch.equal(x[i], plain(image.convert("RGB"))), raw.train.path(i)
+            assert_same_image(x[i], plain(image.convert("RGB")))
     assert torch.equal(y, raw.train.labels)
 
 
@@ -126,7 +133,7 @@ def test_training_and_validation_have_one_resolution_and_only_training_is_random
     standard = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])
     for i, view in enumerate(views):
         with Image.open(raw.test.path(i)) as image:
-            assert torch.equal(view, standard(image.convert("RGB")))
+            assert_same_image(view, standard(image.convert("RGB")))
     write_tinyimagenet(tmp_path)
     tiny = load("tinyimagenet", tmp_path)
     x, _ = tiny.test.gather([0])

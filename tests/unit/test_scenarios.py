@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dataset_files import write_cifar, write_imagenet, write_mnist
 
 from reprise.runtime.errors import UserError
 from reprise.runtime.vision import ensure_torchvision
 from reprise.scenarios import DATASETS, Scenario, build
+from reprise.scenarios.domains import Rotate
 from reprise.scenarios.raw import RawData
-from reprise.scenarios.task import ArrayDataset
+from reprise.scenarios.task import ArrayDataset, Samples
 from reprise.scenarios.transforms import ImageTransform
 
 NOWHERE = Path("no-such-folder")
@@ -144,6 +146,13 @@ def test_scenario_says_what_its_samples_look_like() -> None:
         ({"scenario": "instance", "num_tasks": 0}, ["num_tasks 0", "1 or more"]),
         ({"scenario": "instance", "num_tasks": 100}, ["num_tasks 100", "46 test samples", "at most 46"]),
         ({"scenario": "instance", "num_tasks": 5000}, ["num_tasks 5000", "training samples"]),
+        ({"scenario": "reconstruction"}, ["'reconstruction'", "'digits'", "classes and no scans", "ptycho"]),
+        ({"scenario": "task", "increment": 3}, ["increment 3", "10 classes"]),
+        ({"scenario": "domain", "datasets": ["digits", "mnits"]}, ["'mnits'", "did you mean 'mnist'"]),
+        (
+            {"scenario": "domain", "datasets": ["digits", "ptycho_synthetic"]},
+            ["ptycho_synthetic", "images with classes"],
+        ),
     ],
 )
 def test_impossible_splits_are_refused_in_one_line(options: dict, words: list[str]) -> None:
@@ -165,3 +174,139 @@ def test_a_class_without_samples_cannot_become_a_task(monkeypatch: pytest.Monkey
     monkeypatch.setitem(DATASETS._entries, "holes", lambda folder, download: raw)
     with pytest.raises(UserError, match="'holes' has no test samples of class 2"):
         build("holes", NOWHERE, class_order_seed=None, given=True)
+
+
+def test_task_incremental_tasks_are_those_of_class_incremental_under_their_own_name() -> None:
+    by_class, by_task = (digits(scenario=name, initial_increment=4, increment=3) for name in ("class", "task"))
+    assert by_task.name == "task"
+    for a, b in zip(by_class.tasks, by_task.tasks, strict=True):
+        assert a.classes == b.classes
+        assert torch.equal(a.train.x, b.train.x)
+        assert torch.equal(a.test.y, b.test.y)
+
+
+@pytest.mark.parametrize("scenario", ["class", "domain", "instance"])
+def test_a_task_free_stream_has_the_same_tasks_and_tells_no_boundaries(scenario: str) -> None:
+    options = {"increment": 2} if scenario == "class" else {"num_tasks": 3}
+    plain, stream = (digits(scenario=scenario, task_free=free, **options) for free in (False, True))
+    assert (plain.boundaries, stream.boundaries) == (True, False)
+    for a, b in zip(plain.tasks, stream.tasks, strict=True):
+        assert torch.equal(a.train[5][0], b.train[5][0])
+        assert a.classes == b.classes
+
+
+# ---- domains
+
+
+def everything(samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
+    return samples.gather(torch.arange(len(samples)))
+
+
+def synthetic(**options: object) -> Scenario:
+    return build("synthetic", NOWHERE, scenario="domain", class_order_seed=None, given=True, **options)  # type: ignore[arg-type]
+
+
+def test_pixels_are_permuted_alike_in_training_and_test_and_differently_in_every_task() -> None:
+    scenario, raw = synthetic(num_tasks=3), DATASETS.get("synthetic")(NOWHERE, False)
+    assert [task.classes for task in scenario.tasks] == [tuple(range(10))] * 3
+    assert torch.equal(everything(scenario.tasks[0].train)[0], raw.train.x)
+    # A pixel is told from all others by its values over many samples; its place must be the same in every channel.
+    where = {tuple(pixel): i for i, pixel in enumerate(raw.train.x[:50, 0].flatten(1).T.tolist())}
+    orders = set()
+    for task in scenario.tasks[1:]:
+        (x, y), (x_test, y_test) = everything(task.train), everything(task.test)
+        order = [where[tuple(pixel)] for pixel in x[:50, 0].flatten(1).T.tolist()]
+        assert sorted(order) == list(range(32 * 32)) != order
+        assert torch.equal(x.flatten(2), raw.train.x.flatten(2)[:, :, order])
+        assert torch.equal(x_test.flatten(2), raw.test.x.flatten(2)[:, :, order])
+        assert torch.equal(y, raw.train.y)
+        assert torch.equal(y_test, raw.test.y)
+        orders.add(tuple(order))
+    assert len(orders) == 2
+
+
+def test_images_are_rotated_as_torchvision_rotates_them() -> None:
+    ensure_torchvision()
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import rotate
+
+    scenario = synthetic(domain="rotated", num_tasks=4)
+    natural = everything(scenario.tasks[0].test)[0][:40]
+    angles = [task.test.look.degrees for task in scenario.tasks[1:]]
+    assert len(set(angles)) == 3
+    assert all(0 <= angle < 180 for angle in angles)
+    for task, angle in zip(scenario.tasks[1:], angles, strict=True):
+        expected = rotate(natural.float(), angle, InterpolationMode.BILINEAR).round()
+        ours = everything(task.test)[0][:40]
+        assert ours.dtype == torch.uint8
+        difference = (ours.float() - expected).abs().flatten()
+        assert difference.mean() < 0.01
+        assert (difference > 1).float().mean() < 1e-3
+    assert torch.equal(Rotate(90.0)(natural)[..., 1:-1, 1:-1], torch.rot90(natural, 1, (2, 3))[..., 1:-1, 1:-1])
+
+
+@pytest.mark.parametrize("domain", ["permuted", "rotated"])
+def test_domains_are_seeded_share_memory_and_are_not_augmented(domain: str) -> None:
+    first, again, other = (synthetic(domain=domain, num_tasks=3, domain_seed=seed) for seed in (0, 0, 1))
+    for i in (1, 2):
+        a, b, c = (everything(scenario.tasks[i].test)[0] for scenario in (first, again, other))
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+    memory = {task.train.samples.x.data_ptr() for task in first.tasks[1:]}
+    assert memory == {first.tasks[0].train.x.data_ptr()}
+
+
+def test_what_augments_the_natural_images_does_not_augment_those_of_a_domain(tmp_path: Path) -> None:
+    write_cifar(tmp_path, "cifar10")
+    for options, augmented in (({"scenario": "instance"}, True), ({"scenario": "domain", "num_tasks": 2}, False)):
+        scenario = build("cifar10", tmp_path, class_order_seed=None, given=True, **options)
+        x = everything(scenario.tasks[-1].train)[0][:16]
+        views = scenario.transform.augment(x, torch.Generator().manual_seed(0))
+        assert torch.equal(views, scenario.transform.view(x)) == (not augmented)
+
+
+def test_data_sets_in_sequence_are_made_like_the_first(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    write_cifar(tmp_path, "cifar10")
+    sequence = ["cifar10", "mnist", "digits"]
+    options = {"scenario": "domain", "class_order_seed": None, "given": True}
+    scenario = build("cifar10", tmp_path, datasets=sequence, **options)
+    assert [len(task.train) for task in scenario.tasks] == [100, 30, 1347]
+    parts = [everything(task.test)[0] for task in scenario.tasks]
+    assert all((x.shape[1:], x.dtype) == ((3, 32, 32), torch.uint8) for x in parts)
+    raw = raw_digits()
+    expected = torch.nn.functional.interpolate(raw.test.x.float() * 255 / 16, (32, 32), mode="bilinear", antialias=True)
+    assert torch.equal(parts[2].float(), expected.round().expand(-1, 3, -1, -1))
+    assert torch.equal(scenario.tasks[2].train.labels, raw.train.y)
+    grey = everything(build("mnist", tmp_path, datasets=["mnist", "cifar10"], **options).tasks[1].test)[0]
+    luminance = torch.einsum("bchw,c->bhw", parts[0].float(), torch.tensor([0.299, 0.587, 0.114])).unsqueeze(1)
+    expected = torch.nn.functional.interpolate(luminance, (28, 28), mode="bilinear", antialias=True)
+    assert (grey.float() - expected).abs().max() <= 1
+    write_cifar(tmp_path, "cifar100")
+    with pytest.raises(UserError, match="'cifar100' has 100 classes, 'mnist' 10"):
+        build("mnist", tmp_path, datasets=["mnist", "cifar100"], **options)
+
+
+def test_images_that_are_cut_have_no_permuted_domain(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    with pytest.raises(UserError, match="domain 'rotated' is for images that are used whole, and those of 'imagenet'"):
+        build("imagenet", tmp_path, scenario="domain", domain="rotated", class_order_seed=None, given=True)
+
+
+def test_concatenated_domains_keep_the_looks_of_their_tasks_and_the_order_asked_for() -> None:
+    plain, grown = (
+        digits(scenario="domain", num_tasks=3, class_order_seed=5, concatenate_tasksets=c) for c in (False, True)
+    )
+    assert plain.class_order == grown.class_order != tuple(range(10))
+    for i, task in enumerate(grown.tasks):
+        expected = [everything(t.train) for t in plain.tasks[: i + 1]]
+        x, y = torch.cat([x for x, _ in expected]), torch.cat([y for _, y in expected])
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(i))
+        out = torch.empty_like(x), torch.empty_like(y)
+        got = task.train.gather(order, out)
+        assert got[0].data_ptr() == out[0].data_ptr()
+        assert torch.equal(out[0], x[order])
+        assert torch.equal(out[1], y[order])
+        assert torch.equal(task.train.labels, y)
+    assert grown.total_train_samples() == plain.total_train_samples() == 3 * 1347
+    assert torch.equal(grown.tasks[2].train[2 * 1347][0], plain.tasks[2].train[0][0])

@@ -132,6 +132,20 @@ def test_batches_are_gathered_into_the_rows_that_are_wanted() -> None:
     assert sorted(set(rows.asked)) == [5, 8], "the last batch of the epoch is smaller"
 
 
+def test_targets_are_gathered_into_rows_of_their_own() -> None:
+    """A reconstruction stores its targets in a field, beside the labels: one class for all samples."""
+    x, y = torch.rand(10, 1, 4, 4), torch.rand(10, 2, 4, 4)
+    memory = {"x": torch.empty(5, 1, 4, 4), "target": torch.empty(5, 2, 4, 4), "y": torch.zeros(5, dtype=torch.int64)}
+    sampler = TrainSampler(10, 5, rank=0, world_size=1, seed=3, task=0)
+    for indices, (got_x, got_y) in zip(
+        list(sampler), train_loader(ArrayDataset(x, y), sampler, rows=lambda b: memory), strict=True
+    ):
+        assert (got_x.data_ptr(), got_y.data_ptr()) == (memory["x"].data_ptr(), memory["target"].data_ptr())
+        assert torch.equal(got_x, x[indices])
+        assert torch.equal(got_y, y[indices])
+        assert memory["y"].tolist() == [0] * 5
+
+
 def test_batches_are_new_where_no_rows_are_wanted() -> None:
     sampler, asked = sampler_of(), []
     expected = list(sampler)
