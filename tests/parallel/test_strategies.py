@@ -1,0 +1,111 @@
+"""Every strategy on several ranks is what one process does with the batches of all ranks joined.
+
+The one process is computed here by plain torch, from the rows that each rank says it trained on.
+"""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import launch
+import pytest
+import torch
+from strategy_worker import LR, OPTIONS, STEPS
+
+from reprise.cl_models import STRATEGIES
+
+WORKER = Path(__file__).with_name("strategy_worker.py")
+JOBS = (("horovodrun", 2), ("torchrun", 2), ("torchrun", 4))
+
+
+@functools.cache
+def ranks(launcher, num_ranks):
+    with tempfile.TemporaryDirectory() as name:
+        env = {"REPRISE_TIMEOUT": "60", "OMP_NUM_THREADS": "1"}
+        done = launch.run(launcher, num_ranks, [WORKER, name], env=env, timeout=200)
+        assert done.returncode == 0, done.output[-4000:]
+        return [torch.load(Path(name) / f"rank_{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+
+
+def outputs(weights, x):
+    return torch.tanh(x @ weights["0.weight"].T + weights["0.bias"]) @ weights["2.weight"].T + weights["2.bias"]
+
+
+def cross_entropy(weights, rows):
+    z = outputs(weights, rows["x"])
+    return (z.exp().sum(1).log() - z[torch.arange(len(z)), rows["y"]]).mean() if len(z) else torch.zeros(())
+
+
+def squared_error(weights, rows):
+    error = (outputs(weights, rows["x"]) - rows["logits"]) ** 2
+    return error.mean() if len(error) else torch.zeros(())
+
+
+def joined(parts):
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def gradient(loss, weights):
+    if not loss.requires_grad:
+        return [torch.zeros_like(value) for value in weights.values()]
+    return list(torch.autograd.grad(loss, list(weights.values())))
+
+
+def er(weights, new, drawn):
+    rows = joined([new, {name: drawn[0][name] for name in ("x", "y")}])
+    return gradient(cross_entropy(weights, rows), weights)
+
+
+def agem(weights, new, drawn):
+    g, r = gradient(cross_entropy(weights, new), weights), gradient(cross_entropy(weights, drawn[0]), weights)
+    dot = sum(float((a * b).sum()) for a, b in zip(g, r, strict=True))
+    square = sum(float((b * b).sum()) for b in r)
+    return [a - dot / square * b for a, b in zip(g, r, strict=True)] if dot < 0 else g
+
+
+def der(weights, new, drawn):
+    loss = cross_entropy(weights, new) + OPTIONS["alpha"] * squared_error(weights, drawn[0])
+    return gradient(loss, weights)
+
+
+def derpp(weights, new, drawn):
+    loss = cross_entropy(weights, new) + OPTIONS["alpha"] * squared_error(weights, drawn[0])
+    return gradient(loss + OPTIONS["beta"] * cross_entropy(weights, drawn[1]), weights)
+
+
+def vanilla(weights, new, drawn):
+    return gradient(cross_entropy(weights, new), weights)
+
+
+FORMULAS = {"Vanilla": vanilla, "Er": er, "Agem": agem, "Der": der, "Derpp": derpp}
+
+
+def test_no_strategy_is_left_out():
+    assert set(FORMULAS) == set(STRATEGIES.names())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+@pytest.mark.parametrize(("launcher", "num_ranks"), JOBS)
+def test_several_ranks_train_what_one_process_trains_on_the_joined_batches(launcher, num_ranks, name):
+    if launcher not in launch.available():
+        pytest.skip(f"{launcher} (or Horovod) is not installed")
+    found = [rank[name] for rank in ranks(launcher, num_ranks)]
+    weights = found[0]["before"]
+    for step in range(STEPS):
+        weights = {key: value.clone().requires_grad_() for key, value in weights.items()}
+        new = joined([rank["new"][step] for rank in found])
+        drawn = [rank["drawn"][step] if rank["drawn"] else [] for rank in found]
+        draws = [joined(parts) for parts in zip(*drawn, strict=True)]
+        sizes = [[len(draw["y"]) for draw in own] for own in drawn]
+        assert sizes.count(sizes[0]) == num_ranks, "the mean over ranks is that over rows only where ranks draw alike"
+        change = FORMULAS[name](weights, new, draws)
+        weights = {key: (value - LR * g).detach() for (key, value), g in zip(weights.items(), change, strict=True)}
+    for rank in found:
+        for key, value in weights.items():
+            torch.testing.assert_close(rank["after"][key], value, rtol=0, atol=1e-5)
+    if name != "Vanilla":
+        owners = torch.cat([draw["rank"] for rank in found for draws in rank["drawn"] for draw in draws])
+        assert len(owners.unique()) == num_ranks, "every rank's samples were drawn"
+    if name == "Agem":
+        assert 0 < found[0]["projected"] < STEPS, "both branches were taken"
