@@ -38,7 +38,8 @@ ctest: setup  ## the C++ tests: as released, under address and undefined, and un
 # Tests wait more than they compute: one build compiles, and steps back, while the tests of the one before run.
 $(CPP_BUILDS:%=cbuild-%): cbuild-%: setup
 	@$(IN_VENV) timeout 600 cmake --preset $* --no-warn-unused-cli -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
-	@$(IN_VENV) timeout 900 nice cmake --build --preset $*
+	@# ninja would take part in make's job server, whose pipes are not handed on.
+	@$(IN_VENV) MAKEFLAGS= timeout 900 nice cmake --build --preset $*
 
 $(CPP_BUILDS:%=ctest-%): ctest-%: cbuild-%
 	@echo "C++ tests: $*"
