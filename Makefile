@@ -30,7 +30,7 @@ demo: setup  ## two Horovod workers learn handwritten digits, without rehearsal 
 	@echo "Pictures:"; ls results/demo-vanilla/*.png results/demo-er/*.png
 
 test: setup ctest  ## every test that needs no GPU
-	$(IN_VENV) timeout 1900 pytest tests
+	$(IN_VENV) timeout 2100 pytest tests
 
 ctest: setup  ## the C++ tests: as released, under address and undefined, and under thread sanitizer
 	@$(MAKE) --no-print-directory -j2 --output-sync=target ALL_IN_TURN=1 $(CPP_BUILDS:%=ctest-%)

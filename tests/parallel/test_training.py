@@ -70,7 +70,8 @@ def test_the_same_job_runs_and_repeats_under_every_launcher(request, tmp_path, l
 def test_many_ranks_on_one_machine_train_a_short_job(request, tmp_path, np_):
     if np_ > 16 and not request.config.getoption("--whole"):
         pytest.skip("only with --whole")
-    done = train("torchrun", np_, tmp_path, "many", *FIVE_TASKS, "--batch-size", "2", *ER, limit_s=450)
+    short = [*FIVE_TASKS, "--batch-size", "2", "--epochs", "1"]
+    done = train("torchrun", np_, tmp_path, "many", *short, *ER, limit_s=450)
     result = summary(done)
     assert (result["world_size"], result["buffer_transport"], result["samples_stored"]) == (np_, "shm", 404)
 
