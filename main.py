@@ -378,7 +378,7 @@ def _stored_fields(options: "Options", scenario: "Scenario") -> dict[str, "Field
 
     config, fields = options.buffer_config, {}
     stored = _stored(options, scenario)
-    sample = torch.zeros((1, *scenario.sample_shape), dtype=scenario.sample_dtype)
+    view = scenario.transform.view(torch.zeros((1, *scenario.sample_shape), dtype=scenario.sample_dtype))[0]
     if stored == "raw":
         if config.dtype is not None and getattr(torch, config.dtype) != scenario.sample_dtype:
             own = str(scenario.sample_dtype).removeprefix("torch.")
@@ -387,11 +387,11 @@ def _stored_fields(options: "Options", scenario: "Scenario") -> dict[str, "Field
             )
         fields["x"] = Field(scenario.sample_shape, scenario.sample_dtype)
     elif stored == "views":
-        fields["x"] = Field(tuple(scenario.transform.view(sample).shape[1:]), scenario.sample_dtype)
+        fields["x"] = Field(tuple(view.shape), scenario.sample_dtype)
     else:
         if config.dtype == "uint8":
             raise SharedUserError("buffer_config dtype uint8 cannot hold network inputs; leave it out")
-        fields["x"] = Field(tuple(scenario.transform.view(sample).shape[1:]), getattr(torch, config.dtype or ""))
+        fields["x"] = Field(tuple(view.shape), getattr(torch, config.dtype or ""))
     if scenario.target_shape is not None:
         fields["target"] = Field(scenario.target_shape, torch.float32)
     if STRATEGIES.get(options.model).stores_outputs:
@@ -423,9 +423,7 @@ def _strategy(
     comm: "Communicator",
     spans: "Spans",
 ) -> "ContinualModel":
-    import torch
-
-    from reprise.backbone import BACKBONES
+    from reprise import backbone
     from reprise.cl_models import STRATEGIES, Parts
     from reprise.cl_models.base import DISTILLATION, REPLAY
     from reprise.runtime import seeds
@@ -446,7 +444,7 @@ def _strategy(
         device=device,
         network=network,
         stepper=stepper,
-        loss=BACKBONES.get(options.backbone).loss or torch.nn.CrossEntropyLoss(reduction="none"),
+        loss=backbone.loss(options.backbone),
         augment=scenario.transform.augment,
         view=scenario.transform.view,
         normalise=scenario.transform.normalise,

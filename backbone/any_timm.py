@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reprise.backbone.base import BACKBONES, Backbone, Options, Phases, Shape, image_shape, number
+from reprise.backbone.base import BACKBONES, Backbone, Options, Phases, Shape, image_shape, warmed_cosine
 from reprise.backbone.from_timm import create
 from reprise.runtime.errors import UserError
 from reprise.runtime.registry import nearest
@@ -62,14 +62,4 @@ def make(name: str, num_classes: int, sample_shape: Shape, options: Options) -> 
 
 def regime(epochs: int, options: Options) -> Phases:
     """AdamW, linear warm-up from 0, then half a cosine down to lr_min: it suits transformers and trains the others."""
-    return [
-        {
-            "epoch": 0,
-            "optimizer": "AdamW",
-            "lr_factor": 1.0,
-            "warmup_from": "zero",
-            "schedule": "cosine",
-            "lr_min": number(options, "lr_min", zero=True),
-            "weight_decay": 0.05,
-        }
-    ]
+    return warmed_cosine("AdamW", options, weight_decay=0.05)

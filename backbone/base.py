@@ -57,6 +57,13 @@ def image_shape(name: str, sample_shape: Shape, smallest: int = 1) -> tuple[int,
     return channels, height, width
 
 
+def warmed_cosine(optimizer: str, options: Options, **settings: Any) -> Phases:
+    """Linear warm-up from 0, then half a cosine down to the option lr_min; settings: further keys of the phase."""
+    lr_min = number(options, "lr_min", zero=True)
+    phase = {"epoch": 0, "optimizer": optimizer, "lr_factor": 1.0, "warmup_from": "zero", "schedule": "cosine"}
+    return [{**phase, "lr_min": lr_min, **settings}]
+
+
 def number(options: Options, key: str, *, zero: bool = False) -> float:
     """A number out of --backbone-config; UserError unless it is above 0, or from 0 where `zero` may be."""
     value = options[key]

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from reprise.backbone.base import BACKBONES, Backbone, Options, Phases, Shape, image_shape, number
+from reprise.backbone.base import BACKBONES, Backbone, Options, Phases, Shape, image_shape, warmed_cosine
 from reprise.backbone.from_timm import create
 
 SMALLEST = 32  # pixels: its strided convolutions have no padding, a smaller image has shrunk to nothing before the last
@@ -15,18 +15,7 @@ def make(num_classes: int, sample_shape: Shape, options: Options) -> nn.Module:
 
 def regime(epochs: int, options: Options) -> Phases:
     """AdamW, scaled without a cap: linear warm-up from 0, then half a cosine down to lr_min."""
-    return [
-        {
-            "epoch": 0,
-            "optimizer": "AdamW",
-            "lr_factor": 1.0,
-            "scaling": "linear",
-            "warmup_from": "zero",
-            "schedule": "cosine",
-            "lr_min": number(options, "lr_min", zero=True),
-            "weight_decay": 0.05,
-        }
-    ]
+    return warmed_cosine("AdamW", options, scaling="linear", weight_decay=0.05)
 
 
 # Liu et al. 2022, table 5: 4e-3 for a batch of 4096; this is the share of a rank with 64.

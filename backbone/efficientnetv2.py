@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from reprise.backbone.base import BACKBONES, Backbone, Options, Phases, Shape, image_shape, number
+from reprise.backbone.base import BACKBONES, Backbone, Options, Phases, Shape, image_shape, warmed_cosine
 from reprise.backbone.from_timm import create
 
 
@@ -13,21 +13,7 @@ def make(num_classes: int, sample_shape: Shape, options: Options) -> nn.Module:
 
 def regime(epochs: int, options: Options) -> Phases:
     """RMSprop, not scaled by the ranks: linear warm-up from 0, then half a cosine down to lr_min."""
-    return [
-        {
-            "epoch": 0,
-            "optimizer": "RMSprop",
-            "lr_factor": 1.0,
-            "scaling": "none",
-            "warmup_from": "zero",
-            "schedule": "cosine",
-            "lr_min": number(options, "lr_min", zero=True),
-            "alpha": 0.9,
-            "momentum": 0.9,
-            "eps": 1e-3,
-            "weight_decay": 1.5e-5,
-        }
-    ]
+    return warmed_cosine("RMSprop", options, scaling="none", alpha=0.9, momentum=0.9, eps=1e-3, weight_decay=1.5e-5)
 
 
 BACKBONES.register("efficientnetv2")(Backbone(make=make, lr=2.5e-5, regime=regime, options={"lr_min": 1e-6}))

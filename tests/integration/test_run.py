@@ -238,6 +238,12 @@ def test_a_terminated_run_takes_no_other_process_with_it(tmp_path):
         bystander.wait()
 
 
+def test_any_other_network_of_timm_trains(tmp_path):
+    command = ["--backbone", "test_resnet", "--dataset", "digits", "--epochs", "1", "--batch-size", "200"]
+    assert main([*command, "--results-dir", str(tmp_path), "--save-dir", "run"]) == 0
+    assert summary(tmp_path / "run")["tasks"] == 1
+
+
 FILES = {
     "tinyimagenet": partial(write_tinyimagenet, classes=4, num=(15, 15)),
     "imagenet_blurred": write_imagenet,
