@@ -27,7 +27,8 @@ SCENARIOS = ("class", "task", "domain", "instance", "reconstruction")
 class Scenario:
     """A sequence of tasks. Labels are positions in `class_order`: label k is class class_order[k] of the data set.
 
-    num_classes: of the whole data set, whatever the tasks hold. sample_shape, sample_dtype: of a raw sample.
+    With domain "split" label k of task i is class class_order[i * num_classes + k].
+    num_classes: of the whole data set, or of any task with domain "split". sample_shape, sample_dtype: of a raw sample.
     target_shape: of what a network reconstructs; None where it classifies, otherwise there is one class, 0.
     transform: what lies between raw samples and the network. concatenated: each task's training data holds that of the
     tasks before it. boundaries: whether the strategy is told where tasks begin and end; False: a task-free stream.
@@ -76,7 +77,8 @@ def build(
     "instance": num_tasks tasks of all classes; training and test set are each cut into num_tasks parts per class, in
     the order of the files, and what does not divide goes to the first task (continuum's rule).
     "domain": num_tasks tasks of all samples, the first one as they are, the others with the pixels "permuted" or the
-    images "rotated", each its own way by domain_seed; or, given `datasets`, one task per data set, made alike.
+    images "rotated", each its own way by domain_seed; "split": tasks of `increment` new classes, which are to be told
+    from each other alone; or, given `datasets`, one task per data set, made alike.
     "reconstruction": num_tasks tasks of neighbouring scans; no scan is in two tasks.
     concatenate_tasksets: task i trains on the data of tasks 0 to i, and is tested on its own. class_order_seed: None
     for the natural order of classes. task_free: a stream whose tasks the strategy is not told of.
@@ -90,8 +92,8 @@ def build(
     raw = DATASETS.get(dataset)(place, download)
     if given:
         _check_kind(dataset, raw, scenario)
-    order, transform = _class_order(raw.num_classes, class_order_seed), raw.transform
-    if given and scenario == "domain":
+    order, transform, num_classes = _class_order(raw.num_classes, class_order_seed), raw.transform, raw.num_classes
+    if given and scenario == "domain" and (datasets or domain != "split"):
         if datasets:
             raws = [raw, *(DATASETS.get(name)(place, download) for name in datasets[1:])]
             looks = domains.as_the_first(datasets, raws)
@@ -106,6 +108,8 @@ def build(
             split = splits.by_scan(dataset, raw, num_tasks)
         elif scenario == "instance":
             split = splits.by_instance(dataset, raw, order, num_tasks)
+        elif scenario == "domain":
+            split, num_classes = splits.within_tasks(dataset, raw, order, increment), increment
         else:
             split = splits.by_class(dataset, raw, order, initial_increment, increment)
         parts = _cut(raw, split, concatenate_tasksets)
@@ -122,7 +126,7 @@ def build(
         name=scenario if given else "one-task",
         dataset=dataset,
         tasks=tasks,
-        num_classes=raw.num_classes,
+        num_classes=num_classes,
         class_order=order,
         sample_shape=raw.train.sample_shape,
         sample_dtype=raw.train.sample_dtype,

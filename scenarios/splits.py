@@ -52,6 +52,12 @@ def by_class(
     return split(raw.train.labels.numpy()), split(raw.test.labels.numpy())
 
 
+def within_tasks(dataset: str, raw: RawData, order: tuple[int, ...], increment: int) -> tuple[Split, Split]:
+    """Tasks of new classes whose labels count from 0 in every task: domain-incremental in van de Ven et al. 2022."""
+    train, test = by_class(dataset, raw, order, 0, increment)
+    return (train[0] % increment, train[1]), (test[0] % increment, test[1])
+
+
 def by_instance(dataset: str, raw: RawData, order: tuple[int, ...], num_tasks: int) -> tuple[Split, Split]:
     """Tasks of new samples of all classes, for the training and for the test samples."""
     _check_num_tasks(dataset, raw, num_tasks)

@@ -127,10 +127,12 @@ class TasksetsConfig(Section):
     initial_increment: FromZero = Field(
         default=0, description="class, task: classes in the first task; 0: as increment"
     )
-    increment: Count = Field(default=1, description="class, task: classes in each task")
+    increment: Count = Field(default=1, description="class, task, domain split: classes in each task")
     num_tasks: Count = Field(default=1, description="domain, instance, reconstruction: number of tasks")
-    domain: Literal["permuted", "rotated"] = Field(
-        default="permuted", description="domain: what is done to the images of all tasks but the first"
+    domain: Literal["permuted", "rotated", "split"] = Field(
+        default="permuted",
+        description="domain: what is done to the images of all tasks but the first; or split: tasks of new classes that "
+        "have the same labels in every task",
     )
     domain_seed: FromZero = Field(default=0, description="domain: seed of the permutations or angles")
     datasets: Annotated[list[Name], MinLen(1)] | None = Field(
@@ -160,16 +162,20 @@ class TasksetsConfig(Section):
     def _keys_fit_the_scenario(self) -> "TasksetsConfig":
         by_class = ("initial_increment", "increment")
         by_look = ("domain", "domain_seed", "datasets")
+        classes = "set increment (classes in each task)"
+        kind = f"scenario '{self.scenario}'"
         foreign, remedy = {
-            "class": (("num_tasks", *by_look), "set increment (classes in each task)"),
-            "task": (("num_tasks", *by_look), "set increment (classes in each task)"),
+            "class": (("num_tasks", *by_look), classes),
+            "task": (("num_tasks", *by_look), classes),
             "domain": (by_class, "set num_tasks, or datasets"),
             "instance": ((*by_class, *by_look), "set num_tasks"),
             "reconstruction": ((*by_class, *by_look, "class_order_seed"), "set num_tasks"),
         }[self.scenario]
+        if self.scenario == "domain" and self.domain == "split":
+            kind, foreign, remedy = "domain 'split'", ("initial_increment", "num_tasks", "domain_seed"), classes
         for key in foreign:
             if self._is_set(key):
-                message = f"{key} {getattr(self, key)} has no meaning for scenario '{self.scenario}'; {remedy} instead"
+                message = f"{key} {getattr(self, key)} has no meaning for {kind}; {remedy} instead"
                 raise ConflictError(message, key, "scenario")
         return self
 

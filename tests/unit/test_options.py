@@ -427,6 +427,7 @@ MISTAKES: list[tuple[list[str], str, list[str]]] = [
     (["--tasksets-config", "scenario=task num_tasks=2"], "", ["num_tasks 2", "scenario 'task'", "set increment"]),
     (["--tasksets-config", "scenario=domain increment=2"], "", ["increment 2", "'domain'", "num_tasks, or datasets"]),
     (["--tasksets-config", "scenario=instance domain=rotated"], "", ["domain rotated", "'instance'"]),
+    (["--tasksets-config", "scenario=domain domain=split num_tasks=2"], "", ["num_tasks 2", "'split'", "set increment"]),
     (["--tasksets-config", "scenario=domain domain=rotate"], "", ["'rotate'", "did you mean 'rotated'?"]),
     (
         ["--tasksets-config", "{'scenario': 'domain', 'datasets': ['a', 'b'], 'num_tasks': 3}"],

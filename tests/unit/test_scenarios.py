@@ -256,6 +256,21 @@ def test_domains_are_seeded_share_memory_and_are_not_augmented(domain: str) -> N
     assert memory == {first.tasks[0].train.x.data_ptr()}
 
 
+def test_classes_of_a_split_domain_have_the_same_labels_in_every_task() -> None:
+    classes, domain = (
+        digits(class_order_seed=3, increment=2, **options)
+        for options in ({"scenario": "class"}, {"scenario": "domain", "domain": "split"})
+    )
+    assert domain.num_classes == 2
+    assert [task.classes for task in domain.tasks] == [(0, 1)] * 5
+    for ours, theirs in zip(domain.tasks, classes.tasks, strict=True):
+        for part in ("train", "test"):
+            (x, y), (same_x, label) = everything(getattr(ours, part)), everything(getattr(theirs, part))
+            assert torch.equal(x, same_x)
+            assert torch.equal(2 * ours.index + y, label)
+            assert set(y.tolist()) == {0, 1}
+
+
 def test_what_augments_the_natural_images_does_not_augment_those_of_a_domain(tmp_path: Path) -> None:
     write_cifar(tmp_path, "cifar10")
     for options, augmented in (({"scenario": "instance"}, True), ({"scenario": "domain", "num_tasks": 2}, False)):
