@@ -327,11 +327,11 @@ def _buffer(
     if not strategy.draws:
         return None
     config = options.buffer_config
-    for key in ("augmentations_offset", "soft_augmentations_offset"):
-        if getattr(config, key) and not scenario.boundaries:
-            raise SharedUserError(
-                f"buffer_config {key} {getattr(config, key)}: a task-free stream has no first task; leave it out"
-            )
+    if not scenario.boundaries:
+        for key in ("augmentations_offset", "soft_augmentations_offset", "insertion"):
+            value = getattr(config, key)
+            if value != type(config).model_fields[key].default:
+                raise SharedUserError(f"buffer_config {key} {value}: a task-free stream tells no tasks; leave it out")
     capacity = config.capacity
     if capacity is None:
         assert config.rehearsal_ratio is not None, "one of the two always has a value"
@@ -340,7 +340,7 @@ def _buffer(
         "fields": _stored_fields(options, scenario),
         "capacity": capacity,
         "draws": tuple(_draw_size(options, kind) for kind in strategy.draws),
-        "candidates": config.num_candidates,
+        "candidates": config.num_candidates if config.insertion == "step" else None,
         "policy": config.policy,
         "scope": config.scope,
         "implementation": config.implementation,
@@ -454,6 +454,7 @@ def _strategy(
         span=spans.span,
         stored=_stored(options, scenario),
         first_task={REPLAY: config.augmentations_offset, DISTILLATION: config.soft_augmentations_offset},
+        insertion=config.insertion,
     )
     return STRATEGIES.get(options.model)(parts)
 

@@ -19,6 +19,7 @@ from reprise.runtime.registry import Registry
 Metrics = dict[str, Tensor]
 Loss = Callable[..., tuple[Tensor, Metrics]]
 Stored = Literal["raw", "views", "inputs"]
+Insertion = Literal["step", "task"]
 
 # The kinds of draws: samples trained on with their labels, and with what the network answered when they were stored.
 REPLAY, DISTILLATION = "replay", "distillation"
@@ -55,6 +56,7 @@ class Parts:
     memory, None for strategies without one. options: the keys of --model-config. span: times a part of the step by
     name. stored: the form of a sample in the buffer, "raw" to be augmented anew at every replay, "views" as trained on
     but in the raw dtype, "inputs" as the network got them. first_task: kind of draw -> first task that trains on it.
+    insertion: when samples are offered to the buffer, in the step that trains on them or when their task has ended.
     """
 
     device: torch.device
@@ -70,6 +72,7 @@ class Parts:
     span: Callable[[str], AbstractContextManager[Any]]
     stored: Stored = "raw"
     first_task: Mapping[str, int] = field(default_factory=dict)
+    insertion: Insertion = "step"
 
 
 class ContinualModel:
@@ -116,6 +119,18 @@ class ContinualModel:
 
     def end_task(self, task: TaskLike | None) -> None:
         """Called after the last step of a task (or of a task-free stream), before evaluation."""
+
+    @property
+    def memorises(self) -> bool:
+        """Whether `memorise` wants to see a task's samples once more when the task has ended."""
+        return False
+
+    def memorise(self, x: Any, y: Tensor, task: int) -> None:
+        """Take what is to be remembered of raw samples x (b, ...), still on the CPU, of the task that has ended.
+
+        The network is in evaluation mode. Called equally often on every rank.
+        """
+        raise NotImplementedError
 
     @torch.no_grad()
     def predict(self, x: Any, task: TaskLike | None = None) -> Tensor:

@@ -20,7 +20,7 @@ class Er(Rehearsal):
 
     def rows(self, b: int) -> dict[str, Tensor] | None:
         # On a GPU the rows lie there, where no loader gathers to; views are made from the loaded samples.
-        in_place = self.buffer.device.type == "cpu" and self.parts.stored == "raw"
+        in_place = self.buffer.device.type == "cpu" and self.parts.stored == "raw" and not self.memorises
         return self.buffer.rows(b) if in_place else None
 
     def observe(self, x: Tensor, y: Tensor, task: int | None) -> Metrics:

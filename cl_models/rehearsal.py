@@ -61,7 +61,23 @@ class Rehearsal(Vanilla):
         return recalled
 
     def submit(self, kept: Tensor, y: Tensor, task: int | None, outputs: Tensor | None = None) -> None:
-        """Offer new samples to the memory, with their outputs where these are stored."""
+        """Ask for the next draws; offer new samples, with their outputs where these are stored, if it is time for it."""
+        if self.memorises:
+            kept, y, outputs = kept[:0], y[:0], None if outputs is None else outputs[:0]
+        self._offer(kept, y, task, outputs)
+
+    @property
+    def memorises(self) -> bool:
+        return self.parts.insertion == "task"
+
+    @torch.no_grad()
+    def memorise(self, x: Tensor, y: Tensor, task: int) -> None:
+        kept = self.keep(x)
+        outputs = self.parts.stepper.forward(self.inputs(kept)) if self.stores_outputs else None
+        self.buffer.wait()
+        self._offer(kept, y, task, outputs)
+
+    def _offer(self, kept: Tensor, y: Tensor, task: int | None, outputs: Tensor | None) -> None:
         columns = self._columns(kept, y)
         if outputs is not None:
             columns["logits"] = outputs.to(self.buffer.fields["logits"].dtype)
@@ -69,6 +85,11 @@ class Rehearsal(Vanilla):
 
     def join(self, kept: Tensor, y: Tensor, task: int | None) -> Rows:
         """recall() and submit() in one, for strategies with one draw: the new samples, then those recalled."""
+        if self.memorises:
+            (old,) = self.recall(task)
+            joined = Rows(torch.cat([kept.to(old.x.device), old.x]), torch.cat([y.to(old.y.device), old.y]))
+            self.submit(kept, y, task)
+            return joined
         batch = self.buffer.augment(**self._columns(kept, y), task=task)
         # Before replay is wanted the samples are stored all the same, and the draw is left unused.
         n = len(batch) if self.rehearses(self.draws[0], task) else len(y)

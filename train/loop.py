@@ -129,6 +129,21 @@ class Loop:
         if told or task.index == len(self.scenario.tasks) - 1:
             self.strategy.end_task(told)
         average_statistics(self.strategy.network, self.comm)
+        if self.strategy.memorises:
+            self._memorise(task, sampler)
+
+    def _memorise(self, task: Task, sampler: TrainSampler) -> None:
+        """Show the strategy a task's samples once more, without training on them."""
+        started = perf_counter()
+        sampler.set_epoch(self.settings.epochs[task.index])
+        self.strategy.network.eval()
+        loader = train_loader(task.train, sampler, workers=self.settings.loader_workers)
+        with EpochProgress(self.comm.rank == 0, len(sampler), f"task {task.index}, into the memory") as bar:
+            for step, (x, y) in enumerate(loader):
+                self.strategy.memorise(x, y, task.index)
+                bar.update(step + 1)
+        seconds = self.progress.train_seconds + perf_counter() - started
+        self.progress = replace(self.progress, train_seconds=seconds)
 
     def _schedule(self, task: Task) -> tuple[Regime, Callable[[float], float]]:
         """A task's regime, and from epochs of the task to the epochs that the regime counts.

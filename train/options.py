@@ -63,6 +63,11 @@ class BufferConfig(Section):
     )
     augmentations_offset: FromZero = Field(default=0, description="first task with replay, counted from 0")
     soft_augmentations_offset: FromZero = Field(default=0, description="first task with distillation, counted from 0")
+    insertion: Literal["step", "task"] = Field(
+        default="step",
+        description="when samples are offered: in the step that trains on them, as published; or all of a task's when "
+        "it has ended, so that replay is of earlier tasks alone",
+    )
     policy: Literal["class_balanced", "reservoir", "fifo"] = Field(
         default="class_balanced", description="which samples a rank's share keeps"
     )
@@ -105,10 +110,15 @@ class BufferConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _one_size(self) -> "BufferConfig":
+    def _keys_fit_each_other(self) -> "BufferConfig":
         if self.capacity is not None and self.rehearsal_ratio is not None:
             both = f"rehearsal_ratio {self.rehearsal_ratio:g} and capacity {self.capacity}"
             raise ConflictError(f"{both} are both given; keep one of them", "rehearsal_ratio", "capacity")
+        if self.insertion == "task" and "num_candidates" in self.given:
+            message = (
+                f"num_candidates {self.num_candidates} has no meaning with insertion 'task', which offers all samples"
+            )
+            raise ConflictError(f"{message}; leave it out", "num_candidates", "insertion")
         if self.capacity is None and self.rehearsal_ratio is None:
             # Past `frozen`, and so that the ratio does not count as given.
             object.__setattr__(self, "rehearsal_ratio", DEFAULT_RATIO)
@@ -131,8 +141,8 @@ class TasksetsConfig(Section):
     num_tasks: Count = Field(default=1, description="domain, instance, reconstruction: number of tasks")
     domain: Literal["permuted", "rotated", "split"] = Field(
         default="permuted",
-        description="domain: what is done to the images of all tasks but the first; or split: tasks of new classes that "
-        "have the same labels in every task",
+        description="domain: what is done to the images of all tasks but the first; or split: tasks of new classes "
+        "that have the same labels in every task",
     )
     domain_seed: FromZero = Field(default=0, description="domain: seed of the permutations or angles")
     datasets: Annotated[list[Name], MinLen(1)] | None = Field(

@@ -5,6 +5,7 @@ of negotiation. So every collective here has one that is the same on every rank 
 """
 
 import atexit
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from reprise.runtime.dist.base import Communicator, Reduction
 from reprise.runtime.dist.launcher import Launch
 from reprise.runtime.dist.watchdog import Watchdog
 from reprise.runtime.errors import UserError
+
+_GLOO_DEFAULT_S = 30.0
 
 # Horovod's own wait asks again every 0.1 µs, which costs a core per waiting rank where ranks share cores.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5e-5, 1e-3
@@ -37,6 +40,8 @@ class HorovodCommunicator(Communicator):
             # ranks decides the order in which each element is summed. Readiness is timing; tensor by tensor it is not.
             os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
             os.environ.pop("HOROVOD_AUTOTUNE", None)
+        # A rank that was only slow must not be taken for lost before the limit that the user set for all waiting.
+        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(math.ceil(max(watchdog.limit_s, _GLOO_DEFAULT_S))))
         self._hvd = _import(launch)
         with watchdog.watch("the start of Horovod"):
             self._hvd.init()

@@ -89,6 +89,14 @@ def test_rehearsal_remembers_what_vanilla_forgets(tmp_path):
     assert (vanilla["buffer_implementation"], vanilla["wait_share"]) == ("none", 0)
 
 
+def test_insertion_at_the_end_of_a_task_fills_the_memory_and_remembers(tmp_path):
+    memory = "{'capacity': 200, 'num_representatives': 32, 'insertion': 'task'}"
+    options = ["--tasksets-config", "increment=2 epochs=4", "--model", "Derpp", "--model-config", "alpha=0.5 beta=1"]
+    folder = run(tmp_path, "task", *options, "--buffer-config", memory)
+    assert summary(folder)["samples_stored"] == 200
+    assert summary(folder)["average_accuracy"] > 0.7
+
+
 def test_the_same_seed_gives_the_same_matrix_and_another_seed_another(tmp_path):
     """rehearsal.md 6.1-12: parts of the reference are never seeded."""
     first = matrix(run(tmp_path, "a", *FIVE_TASKS, *ER))

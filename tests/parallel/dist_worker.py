@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -455,6 +456,15 @@ def stuck(comm: Communicator, folder: Path) -> None:
     comm.allreduce(torch.ones(3), name="never")
 
 
+def frozen(comm: Communicator, folder: Path) -> None:
+    """The last rank stands still as a whole for longer than Gloo waits by itself, then goes on."""
+    if comm.rank == comm.size - 1:
+        subprocess.Popen(["sh", "-c", f"kill -STOP {os.getpid()}; sleep 33; kill -CONT {os.getpid()}"])
+    time.sleep(1)
+    assert comm.allreduce(torch.ones(3), "sum", name="late").tolist() == [comm.size] * 3
+    (folder / f"rank{comm.rank}.txt").write_text("went on")
+
+
 def main() -> None:
     folder, mode = Path(sys.argv[1]), sys.argv[2]
     try:
@@ -462,7 +472,7 @@ def main() -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    modes = {run.__name__: run for run in (checks, bits, dead, dead_backward, exits, stuck)}
+    modes = {run.__name__: run for run in (checks, bits, dead, dead_backward, exits, stuck, frozen)}
     modes[mode](comm, folder)
 
 

@@ -105,6 +105,18 @@ def test_a_rank_that_never_joins_is_reported_by_those_that_wait(launcher: str, t
     assert re.search(r"75", finished.output.replace(lines[0], "")) or finished.returncode == 75
 
 
+@pytest.mark.parametrize("launcher", ["horovodrun", "mpirun", "torchrun"])
+def test_a_rank_that_stands_still_for_a_while_is_waited_for(
+    launcher: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Gloo alone would give a rank up after 30 s, whatever the limit that the user set."""
+    if not request.config.getoption("--whole"):
+        pytest.skip("takes 35 s for each launcher: with --whole")
+    finished = _fail(launcher, 2, "frozen", tmp_path, REPRISE_TIMEOUT="90")
+    assert finished.returncode == 0, finished.output
+    assert [path.read_text() for path in tmp_path.glob("*.txt")] == ["went on"] * 2
+
+
 def test_a_port_in_use_is_one_line_naming_it(tmp_path: Path) -> None:
     import socket
 

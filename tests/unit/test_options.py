@@ -418,6 +418,11 @@ MISTAKES: list[tuple[list[str], str, list[str]]] = [
     (["--buffer-config", "num_representatives=-1"], "", ["num_representatives -1", "a whole number from 0"]),
     (["--buffer-config", "num_candidates=0"], "", ["num_candidates 0", "a whole number from 1"]),
     (["--buffer-config", "dtype=int4"], "", ["dtype 'int4'", "uint8, float16", "did you mean 'uint8'?"]),
+    (
+        ["--buffer-config", "insertion=task num_candidates=4"],
+        "",
+        ["num_candidates 4", "insertion 'task'", "leave it out"],
+    ),
     (["--tasksets-config", "scenario=clas"], "", ["--tasksets-config scenario 'clas'", "did you mean 'class'?"]),
     (["--tasksets-config", "increment=0"], "", ["--tasksets-config increment 0", "a whole number from 1"]),
     (["--tasksets-config", "initial_increment=-1"], "", ["initial_increment -1", "a whole number from 0"]),
@@ -427,7 +432,11 @@ MISTAKES: list[tuple[list[str], str, list[str]]] = [
     (["--tasksets-config", "scenario=task num_tasks=2"], "", ["num_tasks 2", "scenario 'task'", "set increment"]),
     (["--tasksets-config", "scenario=domain increment=2"], "", ["increment 2", "'domain'", "num_tasks, or datasets"]),
     (["--tasksets-config", "scenario=instance domain=rotated"], "", ["domain rotated", "'instance'"]),
-    (["--tasksets-config", "scenario=domain domain=split num_tasks=2"], "", ["num_tasks 2", "'split'", "set increment"]),
+    (
+        ["--tasksets-config", "scenario=domain domain=split num_tasks=2"],
+        "",
+        ["num_tasks 2", "'split'", "set increment"],
+    ),
     (["--tasksets-config", "scenario=domain domain=rotate"], "", ["'rotate'", "did you mean 'rotated'?"]),
     (
         ["--tasksets-config", "{'scenario': 'domain', 'datasets': ['a', 'b'], 'num_tasks': 3}"],

@@ -75,6 +75,7 @@ class Trial:
         passes: int = 1,
         half: torch.dtype | None = None,
         first_task: dict[str, int] | None = None,
+        insertion: str = "step",
         **options: object,
     ) -> None:
         torch.manual_seed(1)
@@ -121,6 +122,7 @@ class Trial:
                 span=lambda _: nullcontext(),
                 stored=stored,  # type: ignore[arg-type]
                 first_task=first_task or {},
+                insertion=insertion,  # type: ignore[arg-type]
             )
         )
         self.random = torch_generator(5, "samples")
@@ -468,3 +470,35 @@ def test_a_step_whose_gradients_overflow_changes_nothing(name):
     trial.step(*trial.batch())
     with pytest.raises(AssertionError):
         trial.agrees(before, 0)
+
+
+@pytest.mark.parametrize("name", ["Er", "Agem", "Der", "Derpp"])
+@pytest.mark.parametrize("implementation", ["standard", "flyweight", "python"])
+def test_what_is_inserted_when_its_task_has_ended_is_replayed_from_the_next_task_on(name, implementation):
+    options = {"alpha": 0.5, "beta": 0.5} if name in ("Der", "Derpp") else {}
+    trial = Trial(name, implementation=implementation, insertion="task", noise=True, stored="views", **options)
+    learnt = [trial.batch() for _ in range(3)]
+    for x, y in learnt:
+        trial.step(x, y, 0)
+        assert all(len(draw["y"]) == 0 for draw in trial.draws)
+    assert len(trial.buffer) == trial.buffer.seen == 0
+    trial.views.clear()
+    trial.network.eval()
+    weights = double(trial.network)
+    for x, y in learnt:
+        trial.strategy.memorise(x, y, 0)
+    trial.agrees(weights)
+    trial.network.train()
+    seen_labels = torch.cat([y for _, y in learnt]).tolist()
+    labels = dict(zip(map(tuple, torch.cat(trial.views).tolist()), seen_labels, strict=True))
+    for _ in range(4):
+        trial.step(*trial.batch(), 1)
+        for draw in trial.draws:
+            assert len(draw["y"]) >= R
+            assert set(draw["task"].tolist()) == {0}
+            for x, y in zip(draw["x"].tolist(), draw["y"].tolist(), strict=True):
+                assert labels[tuple(x)] == y
+            if "logits" in draw:
+                expected = outputs(weights, trial.inputs(draw["x"]))
+                torch.testing.assert_close(draw["logits"].double(), expected.detach(), rtol=0, atol=1e-5)
+    assert len(trial.buffer) == trial.buffer.seen == 12
