@@ -61,7 +61,7 @@ class Rehearsal(Vanilla):
         return recalled
 
     def submit(self, kept: Tensor, y: Tensor, task: int | None, outputs: Tensor | None = None) -> None:
-        """Ask for the next draws; offer new samples, with their outputs where these are stored, if it is time for it."""
+        """Ask for the next draws; offer new samples, with outputs where these are stored, if it is time for it."""
         if self.memorises:
             kept, y, outputs = kept[:0], y[:0], None if outputs is None else outputs[:0]
         self._offer(kept, y, task, outputs)
