@@ -14,7 +14,7 @@ ON_TERMINAL = if [ -t 2 ]; then export REPRISE_TERMINAL="$$(tty <&2)"; fi;
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test ctest $(CPP_BUILDS:%=ctest-%) $(CPP_BUILDS:%=cbuild-%) bench lint clean distclean
+.PHONY: help setup demo test ctest $(CPP_BUILDS:%=ctest-%) $(CPP_BUILDS:%=cbuild-%) bench baselines lint clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ endif
 
 bench: setup  ## the buffer against the memory limit and those of its peers that are installed (ARGS="--workload cifar")
 	@$(BIN)/python benchmarks/buffer.py $(ARGS)
+
+baselines: setup  ## a strategy between its two baselines, with a picture (ARGS="--np 2 -- --config demo-er")
+	@$(IN_VENV) $(BIN)/python benchmarks/baselines.py $(ARGS)
 
 lint: setup  ## style, format, types, C++ format
 	$(IN_VENV) ruff check .

@@ -100,7 +100,7 @@ def _summary(run: Run, code: int, said: str, folder: str) -> Summary:
         raise SystemExit(f"{run} ended with code {code}\n{said[-2000:]}")
     summary = summary_schema.read(Path(folder) / "run")
     if summary["average_error"] is not None:
-        with open(Path(folder) / "run" / "accuracy_matrix.csv", newline="") as stream:
+        with open(Path(folder) / "run" / "error_matrix.csv", newline="") as stream:
             last = [float(value) for value in list(csv.reader(stream))[-1][1:]]
         summary["error_on_earlier_tasks"] = sum(last[:-1]) / len(last[:-1])
     return summary

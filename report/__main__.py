@@ -1,6 +1,7 @@
 """`python -m reprise.report results/a results/b`: the summaries of finished runs, side by side.
 
-Reads summary.json only; a missing or damaged one is named in one line, exit code 2.
+--picture FILE also draws what they had learnt after how much training time. A missing or damaged file is named in one
+line, exit code 2.
 """
 
 import argparse
@@ -8,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reprise.report import summary_schema
+from reprise.report import summary_schema, time_curve
+from reprise.report.plots import accuracy_against_time_png
 from reprise.report.summary import print_comparison
 from reprise.runtime.errors import UserError
 
@@ -17,11 +19,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m reprise.report", description="Compare finished runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="e.g. results/demo-er")
-    runs: list[Path] = parser.parse_args(argv).runs
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw accuracy against training time there (PNG)")
+    chosen = parser.parse_args(argv)
+    runs: list[Path] = chosen.runs
     # Runs of one results folder are told apart by their last part; the same name twice needs the whole path.
     short = len({run.resolve().name for run in runs}) == len(runs)
     try:
-        summaries = {run.resolve().name if short else str(run): summary_schema.read(run) for run in runs}
+        named = {run.resolve().name if short else str(run): run for run in runs}
+        summaries = {name: summary_schema.read(run) for name, run in named.items()}
+        if chosen.picture:
+            accuracy_against_time_png({name: time_curve.read(run) for name, run in named.items()}, chosen.picture)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

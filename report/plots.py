@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reprise.report.matrix import average_of_seen
+from reprise.report.time_curve import TimeCurve
 from reprise.runtime.files import atomic_write
 
 if TYPE_CHECKING:
@@ -100,6 +101,25 @@ def curves_png(
         handles, labels = [handles[k] for k in few], [labels[k] for k in few]
     columns = 1 if len(handles) <= 14 else 2
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9, ncols=columns)
+    _save(figure, path)
+
+
+def accuracy_against_time_png(curves: Mapping[str, TimeCurve], path: str | Path) -> None:
+    """Draw runs as lines from task to task: the average over the tasks seen, against the training time until then."""
+    figure = _figure(8.6, 4.6, "What was learnt after how much training time")
+    axis = figure.subplots()
+    errors = any(curve.errors for curve in curves.values())
+    for k, (name, curve) in enumerate(curves.items()):
+        colour, marker = _OKABE_ITO[k % len(_OKABE_ITO)], "os^Dv"[k % 5]
+        axis.plot(curve.seconds, curve.averages, color=colour, marker=marker, linewidth=1.8, label=name)
+    axis.set_xlabel("training time, s (one mark per task)")
+    axis.set_ylabel("mean absolute error, tasks seen" if errors else "average accuracy, tasks seen")
+    axis.set_xlim(0, None)
+    axis.set_ylim(*((0, None) if errors else (-0.02, 1.03)))
+    if not errors:
+        axis.yaxis.set_major_formatter(_percent_formatter())
+    _plain_frame(axis, grid="both")
+    axis.legend(frameon=False)
     _save(figure, path)
 
 

@@ -198,6 +198,8 @@ class Loop:
 
     def _log_scores(self, task: int, scores: Scores) -> None:
         epoch = self.settings.epochs[task] - 1
+        seconds = self.progress.train_seconds
+        self._sink.log(MetricRow(task, epoch, self.progress.steps, "train", "train_seconds", seconds))
         names = {"class_il": "accuracy", "task_il": "accuracy_task_il"}
         if scores.task_il is None:
             names = {"class_il": "absolute_error"}

@@ -15,6 +15,7 @@ from dataset_files import write_cifar, write_imagenet, write_imagenet100small, w
 
 from reprise.buffer import RehearsalBuffer
 from reprise.main import main
+from reprise.report import time_curve
 from reprise.report.summary_schema import KEYS
 from reprise.runtime.dist import Communicator
 from reprise.scenarios.task import ArrayDataset
@@ -68,6 +69,9 @@ def test_a_run_leaves_every_file_of_the_run_folder(tmp_path):
     # Knowing the task can only help.
     assert (matrix(folder, "accuracy_matrix_task_il.csv") >= matrix(folder)).all()
     assert result["average_accuracy"] == pytest.approx(matrix(folder)[-1].mean())
+    curve = time_curve.read(folder)
+    assert curve.averages[-1] == result["average_accuracy"]
+    assert 0 < curve.seconds[0] < curve.seconds[-1] == pytest.approx(result["train_seconds"])
 
 
 def test_every_test_sample_is_counted_in_every_evaluation(tmp_path):
