@@ -30,7 +30,7 @@ def synthetic(folder: Path, download: bool) -> RawData:
     full = SIZE + 2 * LARGEST_SHIFT
     templates = torch.nn.functional.interpolate(cells, size=(full, full), mode="bilinear")
     train, test = (_images(templates, per_class, generator) for per_class in (TRAIN_PER_CLASS, TEST_PER_CLASS))
-    transform = ImageTransform(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    transform = ImageTransform(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), padding=LARGEST_SHIFT)
     return RawData(train, test, NUM_CLASSES, transform)
 
 
