@@ -225,11 +225,13 @@ class _Job:
             dist=self.comm,
         )
         rows = self.asked["candidates"]
-        logits = {"logits": torch.randn((rows, _CLASSES), generator=self._random)} if kind.stores_outputs else {}
+        outputs: dict[str, Any] = {}
+        if kind.stores_outputs:
+            outputs["logits"] = torch.randn((rows, _CLASSES), generator=self._random)
         for _ in range(math.ceil(self.asked["capacity"] / (rows * self.comm.size))):
             buffer.wait()
             x, y = self._gather(rows)
-            buffer.submit(x=x, y=y, task=0, **logits)
+            buffer.submit(x=x, y=y, task=0, **outputs)
         buffer.drain()
         for name in BUFFER_CALLS:
             setattr(buffer, name, _timed(getattr(buffer, name), span, name))
