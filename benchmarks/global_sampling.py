@@ -13,16 +13,14 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 
-from reprise.benchmarks import global_worker, scale_model
+from reprise.benchmarks import global_worker, job, scale_model
 from reprise.benchmarks.buffer import environment
 from reprise.benchmarks.global_checks import judge
 from reprise.benchmarks.global_show import show_results
@@ -30,7 +28,6 @@ from reprise.benchmarks.limit import library
 from reprise.benchmarks.show import console, show_checks
 from reprise.benchmarks.workloads import PUBLIC
 from reprise.runtime.files import atomic_write
-from reprise.tests.parallel import launch
 
 MEASUREMENTS = ("draws", "hidden", "collectives", "ranks", "model")
 TRANSPORTS = ("shm", "ucx", "collectives")
@@ -187,30 +184,9 @@ def _hidden(settings: Settings, workloads: Sequence[str], transports: Sequence[s
 
 def _job(launcher: str, ranks: int, asked: dict[str, Any], transport: str = "ucx") -> dict[str, Any]:
     """What the job's rank 0 has written, or {"failed": reason}."""
-    if launcher not in launch.available():
-        return {"failed": f"{launcher} is not installed"}
     # Horovod's MPI may use UCX itself, which is none of our business there.
     ucx = _ucx(transport) if launcher == "torchrun" else {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "asked.json").write_text(json.dumps(asked))
-        command: list[str | Path] = [Path(__file__).resolve(), "--worker", folder]
-        try:
-            done = launch.run(launcher, ranks, command, {"REPRISE_TIMEOUT": "200", **ucx}, timeout=400)
-        except launch.JobTimeoutError as error:
-            return {"failed": f"it does not end: {str(error)[-2000:]}"}
-        except KeyboardInterrupt:
-            # Launchers are in sessions of their own, where no Ctrl-C reaches them.
-            for process in psutil.Process().children(recursive=True):
-                process.kill()
-            raise
-        results = folder / "results.json"
-        if done.returncode or not results.exists():
-            reason = folder / "failed.txt"
-            words = reason.read_text() if reason.exists() else done.output
-            return {"failed": f"exit code {done.returncode}: {words.strip()[-2000:]}"}
-        found: dict[str, Any] = json.loads(results.read_text())
-        return found
+    return job.run(__file__, launcher, ranks, asked, {"REPRISE_TIMEOUT": "200", **ucx}, timeout_s=400)
 
 
 def _ucx(transport: str) -> dict[str, str]:

@@ -4,13 +4,11 @@ A specification names the part; rank 0 writes what all ranks have found out. Con
 the same time on every rank. A transport that does not work here is reported with its reason.
 """
 
-import json
 import logging
 import mmap
 import os
 import re
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,13 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from reprise.benchmarks import limit, perftest
+from reprise.benchmarks import job, limit, perftest
 from reprise.benchmarks.measure import matmul_loop, percentile_us, turns
 from reprise.benchmarks.workloads import WORKLOADS, Copies, Workload, pool
 from reprise.buffer import Field, RehearsalBuffer
 from reprise.runtime import dist
 from reprise.runtime.dist import Communicator
-from reprise.runtime.files import atomic_write
 
 _WARMUP = 2
 _TRAFFIC = re.compile(r"sent (\d+) messages, (\d+) bytes; received (\d+) bytes")
@@ -36,15 +33,10 @@ _POLICY = "fifo"
 
 def run(folder: Path) -> None:
     """Do what asked.json says; rank 0 writes results.json, whoever fails its reason to failed.txt."""
-    try:
-        _run(json.loads((folder / "asked.json").read_text()), folder / "results.json")
-    except BaseException:
-        with (folder / "failed.txt").open("a") as stream:
-            stream.write(traceback.format_exc())
-        raise
+    job.answer(folder, _run)
 
 
-def _run(asked: dict[str, Any], target: Path) -> None:
+def _run(asked: dict[str, Any]) -> dict[str, Any] | None:
     logging.disable(logging.WARNING)
     if asked.get("busy"):
         _leave_no_core_idle(int(asked["ranks"]))
@@ -52,10 +44,8 @@ def _run(asked: dict[str, Any], target: Path) -> None:
     torch.set_num_threads(1)
     parts = {"draws": _draws, "hidden": _hidden, "ranks": _ranks}
     results = parts[asked["part"]](comm, asked)
-    if comm.rank == 0:
-        with atomic_write(target) as stream:
-            stream.write(json.dumps(results))
     comm.shutdown()
+    return results if comm.rank == 0 else None
 
 
 def _leave_no_core_idle(ranks: int) -> None:
