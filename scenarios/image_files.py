@@ -66,7 +66,7 @@ class ImageFiles(Divisible):
         """The pixels (h, w, 3) of a file.
 
         A large JPEG is decoded to 1/2, 1/4 or 1/8 of its size, with DRAFT times what is wanted left for the resize: the
-        image differs by half a grey level on average, and a file of 3000x2200 pixels takes a third of the time.
+        image differs by half a grey level on average, and a file of 3000x2200 pixels takes less than half the time.
         """
         try:
             with Image.open(path) as image:
