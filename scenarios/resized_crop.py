@@ -14,6 +14,7 @@ from reprise.scenarios.transforms import Normalised, to_device
 AREA = (0.08, 1.0)  # of the image
 ASPECT = (3 / 4, 4 / 3)  # width by height
 ATTEMPTS = 10  # at a part that fits into the image; the whole image where all fail
+AT_ONCE = 8  # images on a CPU: room for the floats of a whole batch costs more than sampling them
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class CroppedImageTransform(Normalised):
         rows = top + (steps * height - 0.5).clamp(min=0).minimum(height - 1)
         across = torch.where(mirrored.bool(), 1 - steps, steps)
         columns = left + (across * width - 0.5).clamp(min=0).minimum(width - 1)
-        return sample_at(x, rows[:, :, None], columns[:, None, :])
+        few = AT_ONCE if x.device.type == "cpu" else max(len(x), 1)
+        pieces = zip(x.split(few), rows[:, :, None].split(few), columns[:, None, :].split(few), strict=True)
+        return torch.cat([sample_at(*piece) for piece in pieces])
 
 
 def sample_at(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -121,6 +121,21 @@ def test_images_are_decoded_as_torchvision_does_it(tmp_path: Path, name: str, si
     assert torch.equal(y, raw.train.labels)
 
 
+@pytest.mark.parametrize(("suffix", "mean_difference"), [("JPEG", 1.5), ("png", 0.02)])
+def test_an_image_much_larger_than_wanted_looks_the_same(tmp_path: Path, suffix: str, mean_difference: float) -> None:
+    """Grain of the size of the pixels to be, the hardest case. The JPEG is decoded to a quarter; an eighth gives 6."""
+    from torchvision import transforms
+
+    grain = np.random.default_rng(0).integers(0, 256, (52, 60, 3), dtype=np.uint8)
+    save_image(tmp_path / f"a.{suffix}", Image.fromarray(grain).resize((600, 520), Image.Resampling.BICUBIC))
+    samples = ImageFiles("imagenet", tmp_path, [f"a.{suffix}"], torch.tensor([0]), 64)
+    plain = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64), transforms.PILToTensor()])
+    with Image.open(samples.path(0)) as image:
+        difference = (samples[0][0].int() - plain(image.convert("RGB")).int()).abs()
+    assert difference.float().mean() < mean_difference
+    assert difference.max() <= 10
+
+
 def test_training_and_validation_have_one_resolution_and_only_training_is_random(tmp_path: Path) -> None:
     """rehearsal.md 2.2: Tiny ImageNet of the reference trains at 64 pixels and validates at 256."""
     from torchvision import transforms

@@ -1,6 +1,8 @@
 """Ptychography: measured scans in their real format without void patterns; a forward model that is what it says."""
 
 import math
+import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,22 @@ def test_patterns_and_targets_are_those_of_the_files_without_the_void_ones(tmp_p
         for pattern, target in zip(x, y, strict=True):
             torch.testing.assert_close(target, expected.pop(pattern.numpy().tobytes()))
     assert not expected
+
+
+def test_patterns_and_patches_stay_in_their_files(tmp_path: Path) -> None:
+    """However many scans there are: looking for void patterns takes a chunk of one, and nothing of it is kept."""
+    total = sum(path.stat().st_size for path in write_ptycho(tmp_path, scans=8).rglob("*.npy"))
+    write_ptycho(tmp_path / "small", scans=1)
+    DATASETS.get("ptycho")(tmp_path / "small", False)  # imports what is imported on the way
+    tracemalloc.start()
+    try:
+        raw = DATASETS.get("ptycho")(tmp_path, False)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < total / 20
+    assert peak < total / 4
+    assert len(pickle.dumps(raw.train)) < total / 20  # what a loader process is sent
 
 
 def test_every_scan_holds_out_the_same_tenth_every_time(tmp_path: Path) -> None:

@@ -90,7 +90,9 @@ def test_batches_of_any_size_keep_their_shape_and_their_input(num: int) -> None:
 
 def test_float_samples_are_normalised_alike() -> None:
     x = images(4)
-    assert torch.equal(CIFAR.normalise(x.float()), CIFAR.normalise(x))
+    floats = x.float()
+    assert torch.equal(CIFAR.normalise(floats), CIFAR.normalise(x))
+    assert torch.equal(floats, x.float())  # and stay what they are
 
 
 # ---- random parts of large images
