@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from reprise.runtime.dist.base import Communicator, Reduction
 from reprise.runtime.dist.launcher import Launch
 from reprise.runtime.dist.watchdog import Watchdog
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import SharedUserError, UserError
 
 # Horovod's own wait asks again every 0.1 µs, which costs a core per waiting rank where ranks share cores.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5e-5, 1e-3
@@ -152,13 +152,15 @@ class HorovodCommunicator(Communicator):
 
     def _check_adasum(self, gradient_predivide_factor: float) -> None:
         if gradient_predivide_factor != 1.0:
-            raise UserError(
+            raise SharedUserError(
                 f"gradient_predivide_factor={gradient_predivide_factor} does not go with use_adasum; leave one out"
             )
         if self.size & (self.size - 1):
-            raise UserError(f"use_adasum needs 2, 4, 8, ... ranks, there are {self.size}; choose one of these numbers")
+            raise SharedUserError(f"use_adasum needs 2, 4, 8, ... ranks, there are {self.size}; choose one of these numbers")
         if self.backend == "gloo" and self.size > 1:
-            raise UserError("use_adasum is not in Horovod's gloo backend; start with mpirun, or leave use_adasum out")
+            raise SharedUserError(
+                "use_adasum is not in Horovod's gloo backend; start with mpirun, or leave use_adasum out"
+            )
 
 
 def _import(launch: Launch) -> Any:
