@@ -37,6 +37,10 @@ class HorovodCommunicator(Communicator):
             # ranks decides the order in which each element is summed. Readiness is timing; tensor by tensor it is not.
             os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
             os.environ.pop("HOROVOD_AUTOTUNE", None)
+        # Horovod's thread waits inside MPI, which polls; on a core of its own that costs nobody anything, but where the
+        # training thread shares it a step takes several times as long. Open MPI yields by itself only when there are
+        # more ranks than cores.
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         self._hvd = _import(launch)
         with watchdog.watch("the start of Horovod"):
             self._hvd.init()

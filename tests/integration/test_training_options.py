@@ -78,11 +78,11 @@ def test_two_batches_per_allreduce_train_what_one_batch_of_both_trains(tmp_path)
     assert not torch.equal(weights(two)["1.weight"], weights(two, 4)["1.weight"])
 
 
-@pytest.mark.parametrize(("dtype", "amp"), [("float16", []), ("bfloat16", ["--use-amp"])])
-def test_outputs_stored_in_16_bits_are_learnt_from(tmp_path, dtype, amp):
-    job = [*FIVE_TASKS, "--epochs", "4", "--model", "Derpp", *MEMORY]
-    wide = summary(run(tmp_path, "wide", *job))
-    narrow = summary(run(tmp_path, "narrow", *job, "--buffer-config", f"logits_dtype={dtype}", *amp))
-    assert narrow["average_accuracy"] > 0.6
-    # 64 pixels, 10 outputs, label and task in 8 bytes each
-    assert narrow["buffer_bytes_per_rank"] < wide["buffer_bytes_per_rank"]
+def test_outputs_stored_in_16_bits_are_learnt_from_and_take_less(tmp_path):
+    two_tasks = ["--tasksets-config", "increment=5", "--epochs", "3"]
+    job = [*two_tasks, "--model", "Derpp", *MEMORY, "--buffer-config"]
+    ways = {"float32": [], "float16": [], "bfloat16": ["--use-amp"]}
+    results = {dtype: summary(run(tmp_path, dtype, *job, f"logits_dtype={dtype}", *ways[dtype])) for dtype in ways}
+    assert min(result["average_accuracy"] for result in results.values()) > 0.6
+    wide, *narrow = (result["buffer_bytes_per_rank"] for result in results.values())
+    assert max(narrow) < wide

@@ -132,9 +132,7 @@ def worker_environment(extra: Mapping[str, str] | None) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(_LAUNCHER_PREFIXES) and name not in _LAUNCHER_NAMES
     }
-    # Open MPI otherwise polls without a pause, and takes the cores from the ranks that it waits for.
-    ours = {"OMPI_MCA_mpi_yield_when_idle": "1"}
-    ours |= {"PATH": _path(), "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+    ours = {"PATH": _path(), "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         ours |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return kept | ours | dict(extra or {})
