@@ -300,7 +300,7 @@ def _compile(network: "nn.Module", device: "torch.device") -> None:
         remedy = "install g++ or name another C++ compiler in CXX, or leave --compile out"
         raise UserError(f"--compile: torch cannot compile here ({reason}); {remedy}") from error
     # Not network.compile(), which passes silently over a network that is a mere nn.Sequential.
-    network.forward = torch.compile(network.forward)  # type: ignore[method-assign]
+    network.forward = torch.compile(network.forward)
 
 
 def _regimes(options: "Options", scenario: "Scenario", comm: "Communicator") -> list["Regime"]:
