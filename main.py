@@ -116,7 +116,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does take it
     if options.compile:
-        network.compile()
+        comm.agree(lambda: _compile(network, device))
     regimes = comm.agree(lambda: _regimes(options, scenario, comm))
     seeds.seed_everything(options.seed, comm.rank)
     buffer = _buffer(options, scenario, device, comm, source)
@@ -286,6 +286,21 @@ def _network(options: "Options", scenario: "Scenario") -> "nn.Module":
         config=_free_keys(options),
         target_shape=scenario.target_shape,
     )
+
+
+def _compile(network: "nn.Module", device: "torch.device") -> None:
+    """Have torch compile the network when it is first used."""
+    import torch
+
+    try:
+        # Whether it can is known only by trying: torch needs a compiler of the machine's, and looks for it then.
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        remedy = "install g++ or name another C++ compiler in CXX, or leave --compile out"
+        raise UserError(f"--compile: torch cannot compile here ({reason}); {remedy}") from error
+    # Not network.compile(), which passes silently over a network that is a mere nn.Sequential.
+    network.forward = torch.compile(network.forward)
 
 
 def _regimes(options: "Options", scenario: "Scenario", comm: "Communicator") -> list["Regime"]:

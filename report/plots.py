@@ -35,7 +35,7 @@ def accuracy_matrix_png(
     errors: R holds mean absolute errors of reconstructions, drawn as they are; light is good there, too.
     The stepped line separates tasks trained so far (below) from those still to come.
     """
-    first = "reconstruction" if errors else "class-incremental"
+    first = "reconstruction, less is better" if errors else "class-incremental"
     panels = {first: np.asarray(matrix, dtype=np.float64)}
     if matrix_task_il is not None:
         panels["task-incremental"] = np.asarray(matrix_task_il, dtype=np.float64)
@@ -88,7 +88,7 @@ def curves_png(
         average = average_of_seen(np.asarray(matrix_task_il, dtype=np.float64))
         axis.plot(np.arange(num_rows), average, **average_style, linestyle=(0, (2, 1.5)), label="the same, task known")
     axis.set_xlabel("after training task")
-    axis.set_ylabel("mean absolute error" if errors else "accuracy")
+    axis.set_ylabel("mean absolute error, less is better" if errors else "accuracy")
     axis.set_ylim(*((0, None) if errors else (-0.02, 1.03)))
     axis.set_xlim(-0.3, num_tasks - 0.7)
     _task_ticks(axis.xaxis, num_tasks)

@@ -96,6 +96,11 @@ class RunFolder:
         return self.path / "accuracy_matrix.png"
 
     @property
+    def error_matrix_png(self) -> Path:
+        """For plots.accuracy_matrix_png, where it draws errors."""
+        return self.path / "error_matrix.png"
+
+    @property
     def curves_png(self) -> Path:
         """For plots.curves_png."""
         return self.path / "curves.png"
@@ -143,7 +148,8 @@ class RunFolder:
 
     def pictures(self) -> list[Path]:
         """The pictures that exist."""
-        return [path for path in (self.matrix_png, self.curves_png, self.timeline_png) if path.exists()]
+        drawn = (self.matrix_png, self.error_matrix_png, self.curves_png, self.timeline_png)
+        return [path for path in drawn if path.exists()]
 
 
 _WRITTEN_BY_A_RUN = (
@@ -157,6 +163,7 @@ _WRITTEN_BY_A_RUN = (
     "accuracy_matrix_task_il.csv",
     "error_matrix.csv",
     "accuracy_matrix.png",
+    "error_matrix.png",
     "curves.png",
     "timeline.png",
     summary_schema.FILE_NAME,

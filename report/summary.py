@@ -30,8 +30,8 @@ _FORMULAS = (
     ("average_accuracy_task_il", "ACC, task-IL", "mean of the last row, task known"),
 )
 _ERRORS = (
-    ("average_error", "Error", "mean of the last row"),
-    ("error_increase", "Error increase", "end - least before"),
+    ("average_error", "Error", "mean of the last row, less is better"),
+    ("error_increase", "Error increase", "end - least before, less is better"),
 )
 _IDENTITY = (
     ("strategy", "Strategy"),
@@ -57,7 +57,11 @@ def print_summary(
     errors: the matrix holds mean absolute errors of reconstructions instead of accuracies.
     """
     console = console or _stdout()
-    first = "Mean absolute error on each task" if errors else "Accuracy on each task in %, class-incremental"
+    first = (
+        "Mean absolute error on each task, less is better"
+        if errors
+        else "Accuracy on each task in %, class-incremental"
+    )
     for name, rows in ((first, matrix), ("Accuracy on each task in %, task-incremental", matrix_task_il)):
         if rows is not None:
             _print_matrix(console, np.asarray(rows, dtype=np.float64), name, errors=errors)
@@ -98,13 +102,11 @@ def print_comparison(summaries: Mapping[str, Mapping[str, Any]], console: Consol
         table.add_column(no_wrap=True)
         for name in shown:
             table.add_column(escape(name), justify="right", overflow="fold", max_width=30)
-        for key, title, _ in _FORMULAS:
-            cells = (summaries[name][key] for name in shown)
-            table.add_row(title, *("-" if cell is None else _percent(cell) for cell in cells))
-        for key, title, _ in _ERRORS:
-            if any(summaries[name][key] is not None for name in shown):
-                cells = (summaries[name][key] for name in shown)
-                table.add_row(title, *("-" if cell is None else f"{cell:.4g}" for cell in cells))
+        for formulas, written in ((_FORMULAS, _percent), (_ERRORS, "{:.4g}".format)):
+            for key, title, _ in formulas:
+                cells = [summaries[name][key] for name in shown]
+                if any(cell is not None for cell in cells):
+                    table.add_row(title, *("-" if cell is None else written(cell) for cell in cells))
         table.add_row("Images/s", *(f"{summaries[name]['images_per_second']:,.0f}" for name in shown))
         table.add_row("Buffer wait", *(_percent(summaries[name]["wait_share"]) for name in shown))
         table.add_row("Training time", *(_duration(summaries[name]["train_seconds"]) for name in shown))

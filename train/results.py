@@ -46,7 +46,8 @@ class Results:
     def _draw(self, progress: Progress) -> None:
         known = progress.task_il or None
         errors = self.reconstructs
-        plots.accuracy_matrix_png(progress.class_il, self.folder.matrix_png, self.title, known, errors=errors)
+        matrix_png = self.folder.error_matrix_png if errors else self.folder.matrix_png
+        plots.accuracy_matrix_png(progress.class_il, matrix_png, self.title, known, errors=errors)
         plots.curves_png(progress.class_il, self.folder.curves_png, self.title, known, errors=errors)
         self._drawn = monotonic()
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from reprise.runtime.dist.base import Communicator, Reduction
 from reprise.runtime.dist.launcher import Launch
 from reprise.runtime.dist.watchdog import Watchdog
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import SharedUserError, UserError
 
 _GLOO_DEFAULT_S = 30.0
 
@@ -42,6 +42,10 @@ class HorovodCommunicator(Communicator):
             os.environ.pop("HOROVOD_AUTOTUNE", None)
         # A rank that was only slow must not be taken for lost before the limit that the user set for all waiting.
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(math.ceil(max(watchdog.limit_s, _GLOO_DEFAULT_S))))
+        # Horovod's thread waits inside MPI, which polls; on a core of its own that costs nobody anything, but where the
+        # training thread shares it a step takes several times as long. Open MPI yields by itself only when there are
+        # more ranks than cores.
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         self._hvd = _import(launch)
         with watchdog.watch("the start of Horovod"):
             self._hvd.init()
@@ -157,13 +161,15 @@ class HorovodCommunicator(Communicator):
 
     def _check_adasum(self, gradient_predivide_factor: float) -> None:
         if gradient_predivide_factor != 1.0:
-            raise UserError(
+            raise SharedUserError(
                 f"gradient_predivide_factor={gradient_predivide_factor} does not go with use_adasum; leave one out"
             )
         if self.size & (self.size - 1):
-            raise UserError(f"use_adasum needs 2, 4, 8, ... ranks, there are {self.size}; choose one of these numbers")
+            raise SharedUserError(f"use_adasum needs 2, 4, 8, ... ranks, there are {self.size}; choose one of these numbers")
         if self.backend == "gloo" and self.size > 1:
-            raise UserError("use_adasum is not in Horovod's gloo backend; start with mpirun, or leave use_adasum out")
+            raise SharedUserError(
+                "use_adasum is not in Horovod's gloo backend; start with mpirun, or leave use_adasum out"
+            )
 
 
 def _import(launch: Launch) -> Any:

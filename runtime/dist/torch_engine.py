@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reprise.runtime.dist.base import Communicator, Reduction
 from reprise.runtime.dist.launcher import Launch
 from reprise.runtime.dist.watchdog import Watchdog
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import SharedUserError, UserError
 
 # Words in a RuntimeError that only a broken connection explains; Gloo has no error class of its own.
 _LOSS_WORDS = (
@@ -109,8 +109,8 @@ class TorchCommunicator(Communicator):
         two forwards) DistributedDataParallel raises "mark a variable ready only once". Horovod takes both.
         """
         if op != "average" or gradient_predivide_factor != 1.0:
-            what = f"use_adasum={op == 'adasum'}, gradient_predivide_factor={gradient_predivide_factor}"
-            raise UserError(f"{what}: only Horovod has this; start with horovodrun, or leave the option out")
+            what = "use_adasum" if op == "adasum" else f"gradient_predivide_factor={gradient_predivide_factor}"
+            raise SharedUserError(f"{what}: only Horovod has this; start with mpirun, or leave the option out")
         # find_unused_parameters always: which heads and adapters take part changes with the task, and a parameter that
         # is left out otherwise fails the next step with the others' gradients not averaged. It costs one walk over
         # the graph per forward, and one line of torch's on stderr that it was not needed in the first.

@@ -233,3 +233,17 @@ def test_a_run_that_is_refused_leaves_the_results_of_the_last_one(capsys, tmp_pa
     before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     fails(capsys, [*ER, "capacity=50", *mistake, "--results-dir", str(tmp_path), "--save-dir", "run"])
     assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_compile_is_refused_at_once_where_there_is_no_compiler(tmp_path):
+    """Torch itself raises at the first forward pass. In a process of its own: torch remembers a compiler"""
+    (tmp_path / "bin").mkdir()
+    command = [sys.executable, "-m", "reprise.main", *DIGITS, "--compile", "--results-dir", str(tmp_path / "results")]
+    env = {**os.environ, "PATH": str(tmp_path / "bin"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    env.pop("CXX", None)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert "--compile" in line
+    assert "install g++" in line
+    assert "Traceback" not in done.stderr

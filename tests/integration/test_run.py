@@ -1,17 +1,15 @@
 """Whole runs on the handwritten digits, in this process: what they write, that they repeat, resume, replay rightly."""
 
 import csv
-import json
 import subprocess
 import sys
 import time
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
+import reference_commands
 import torch
-from dataset_files import write_cifar, write_imagenet, write_imagenet100small, write_mnist, write_tinyimagenet
+from runs import DIGITS, ER, FIVE_TASKS, matrix, run, summary
 
 from reprise.buffer import RehearsalBuffer
 from reprise.main import main
@@ -19,27 +17,6 @@ from reprise.report import time_curve
 from reprise.report.summary_schema import KEYS
 from reprise.runtime.dist import Communicator
 from reprise.scenarios.task import ArrayDataset
-
-DIGITS = ["--dataset", "digits", "--backbone", "mlp", "--epochs", "2", "--batch-size", "32", "--warmup-epochs", "0"]
-FIVE_TASKS = ["--tasksets-config", "{'scenario': 'class', 'increment': 2}"]
-ER = ["--model", "Er", "--buffer-config", "{'rehearsal_ratio': 30, 'implementation': 'python', 'deterministic': True}"]
-
-
-def run(folder: Path, name: str, *arguments: str) -> Path:
-    """Train and return the run's folder."""
-    code = main([*DIGITS, "--results-dir", str(folder), "--save-dir", name, *arguments])
-    assert code == 0
-    return folder / name
-
-
-def matrix(folder: Path, name: str = "accuracy_matrix.csv") -> np.ndarray:
-    with open(folder / name, newline="") as stream:
-        rows = list(csv.reader(stream))
-    return np.array([[float(value) for value in row[1:]] for row in rows[1:]])
-
-
-def summary(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_a_run_leaves_every_file_of_the_run_folder(tmp_path):
@@ -256,72 +233,11 @@ def test_any_other_network_of_timm_trains(tmp_path):
     assert summary(tmp_path / "run")["tasks"] == 1
 
 
-FILES = {
-    "tinyimagenet": partial(write_tinyimagenet, classes=4, num=(15, 15)),
-    "imagenet_blurred": write_imagenet,
-    "imagenet100small": partial(write_imagenet100small, num=(1, 1)),
-}
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["--backbone", "mnistnet", "--dataset", "mnist"],
-        ["--backbone", "resnet18", "--dataset", "cifar100"],
-        [
-            *("--backbone", "mnistnet", "--dataset", "mnist"),
-            *("--tasksets-config", "{'scenario': 'class', 'initial_increment': 5, 'increment': 5}"),
-        ],
-        [
-            *("--backbone", "resnet18", "--dataset", "cifar10"),
-            *("--tasksets-config", "{'scenario': 'class', 'initial_increment': 4, 'increment': 3}"),
-        ],
-        [
-            *("--backbone", "resnet18", "--model", "Er", "--dataset", "cifar100"),
-            *("--tasksets-config", "{'scenario': 'instance', 'num_tasks': 5}"),
-        ],
-        ["--backbone", "resnet50", "--dataset", "tinyimagenet"],
-        ["--backbone", "efficientnetv2", "--dataset", "imagenet_blurred"],
-        [
-            *("--backbone", "resnet18", "--model", "Der", "--buffer-config", "{'rehearsal_ratio': 20}"),
-            *("--dataset", "cifar10"),
-            *("--tasksets-config", "{'scenario': 'class', 'initial_increment': 4, 'increment': 3}"),
-        ],
-        [
-            *("--backbone", "resnet18", "--model", "Derpp", "--buffer-config", "{'rehearsal_ratio': 20}"),
-            *("--dataset", "imagenet100small"),
-            *("--tasksets-config", "{'scenario': 'class', 'initial_increment': 40, 'increment': 30}"),
-        ],
-        [
-            *("--backbone", "resnet50", "--model", "Agem", "--dataset", "tinyimagenet"),
-            *("--tasksets-config", "{'scenario': 'instance', 'num_tasks': 5}"),
-        ],
-    ],
-    ids=[
-        *("mnist", "cifar100", "mnist-class", "cifar10-class", "er-cifar100-instance"),
-        *("tinyimagenet", "imagenet-blurred", "der-cifar10-class", "derpp-imagenet100small-class"),
-        "agem-tinyimagenet-instance",
-    ],
-)
-def test_the_example_commands_of_the_reference_run_on_files_in_the_real_format(request, tmp_path, command):
+@pytest.mark.parametrize("name", reference_commands.NAMES)
+def test_the_example_commands_of_the_reference_run_on_files_in_the_real_format(request, tmp_path, name):
     """rehearsal.md 1.6 and 9: none of them completes there."""
-    if {"resnet50", "efficientnetv2"} & set(command) and not request.config.getoption("--whole"):
+    if name in reference_commands.LARGE and not request.config.getoption("--whole"):
         pytest.skip("large networks only with --whole")
-    dataset = command[command.index("--dataset") + 1]
-    small = ["--dataset-dir", str(tmp_path), "--epochs", "1", "--batch-size", "10", "--eval-batch-size", "100"]
-    if dataset == "mnist":
-        write_mnist(tmp_path, num=(40, 20))
-    elif dataset in FILES:
-        # Five tasks of new samples need more than five samples of each class.
-        FILES[dataset](tmp_path)
-        small += ["--batch-size", "12" if "instance" in command[-1] else "30", "--training-only"]
-    elif "instance" in command[-1]:
-        # Five tasks of new samples need more than five samples of each class; evaluating on so many takes minutes.
-        write_cifar(tmp_path, dataset, num=600)
-        small += ["--batch-size", "60", "--training-only"]
-    else:
-        write_cifar(tmp_path, dataset, num=100 if dataset == "cifar100" else 10)
-    assert main([*command, *small, "--results-dir", str(tmp_path), "--save-dir", "run"]) == 0
-    asked = command[-1] if "--tasksets-config" in command else ""
-    tasks = 5 if "instance" in asked else 3 if "4" in asked else 2 if asked else 1
-    assert summary(tmp_path / "run")["tasks"] == tasks
+    command = reference_commands.prepare(name, tmp_path)
+    assert main([*command, "--results-dir", str(tmp_path), "--save-dir", "run"]) == 0
+    assert summary(tmp_path / "run")["tasks"] == reference_commands.num_tasks(name)

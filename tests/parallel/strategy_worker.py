@@ -1,6 +1,7 @@
 """One rank of test_strategies.py: every strategy trains for 20 steps on this rank's own samples, and says what it saw.
 
-`strategy_worker.py FOLDER`: rank_<k>.pt holds, by strategy, weights before and after and every step's rows.
+`strategy_worker.py FOLDER WAY...`: rank_<k>.pt holds, by way of averaging gradients and by strategy, weights before and
+after and every step's rows and loss.
 """
 
 import sys
@@ -17,6 +18,15 @@ from reprise.runtime.seeds import torch_generator
 from reprise.train.stepper import Stepper
 
 STEPS, BATCH, REPRESENTATIVES, FEATURES, CLASSES, LR = 20, 4, 5, 6, 3, 0.05
+OVERFLOW_AT = 7
+WAYS = {
+    "plain": {},
+    "predivided": {"gradient_predivide_factor": 2.0},
+    "fp16": {"compression": "fp16"},
+    "passes": {"backward_passes_per_step": 2},
+    "adasum": {"op": "adasum"},
+    "overflow": {},
+}
 OPTIONS = {"alpha": 0.7, "beta": 0.4, "joint_mean": False, "reset_state_dict": False}
 
 
@@ -29,12 +39,12 @@ def copied(columns) -> dict[str, torch.Tensor]:
     return {name: columns[name].clone() for name in columns}
 
 
-def train(name: str, comm) -> dict:
-    """Weights before and after, and of each step the new samples and every draw."""
+def train(name: str, comm, way: str = "plain") -> dict:
+    """Weights before and after, and of each step the new samples, every draw, the loss and the weights it left."""
     kind = STRATEGIES.get(name)
     bare = network()
     before = copied(bare.state_dict())
-    model, optimizer = comm.data_parallel(bare, torch.optim.SGD(bare.parameters(), lr=LR))
+    model, optimizer = comm.data_parallel(bare, torch.optim.SGD(bare.parameters(), lr=LR), **WAYS[way])
     fields = {"x": Field((FEATURES,), torch.float32)}
     if kind.stores_outputs:
         fields["logits"] = Field((CLASSES,), torch.float32)
@@ -59,7 +69,15 @@ def train(name: str, comm) -> dict:
         Parts(
             device=torch.device("cpu"),
             network=bare,
-            stepper=Stepper(model, optimizer, comm, device=torch.device("cpu"), span=lambda _: nullcontext()),
+            stepper=Stepper(
+                model,
+                optimizer,
+                comm,
+                device=torch.device("cpu"),
+                span=lambda _: nullcontext(),
+                passes=WAYS[way].get("backward_passes_per_step", 1),
+                half=torch.float16 if way == "overflow" else None,
+            ),
             loss=nn.CrossEntropyLoss(reduction="none"),
             augment=lambda x, _: x,
             view=lambda x: x,
@@ -72,24 +90,44 @@ def train(name: str, comm) -> dict:
         )
     )
     random = torch_generator(2, "samples", comm.rank)
-    new, projected = [], 0.0
+    new, losses, steps, projected = [], [], [], 0.0
     for step in range(STEPS):
         # Two tasks that want opposite things, so that gradients conflict.
         x = torch.randn((BATCH, FEATURES), generator=random)
         y = (x[:, 0] > 0).long() if step < STEPS // 2 else (x[:, 0] < 0).long()
+        if way == "overflow" and step == OVERFLOW_AT and comm.rank == 1:
+            x = x * 1e30
         new.append({"x": x, "y": y})
         metrics = strategy.observe(x, y, 0)
+        losses.append(float(metrics["loss"]))
+        steps.append(copied(bare.state_dict()))
         projected += float(metrics.get("projected", 0.0))
     if buffer is not None:
         buffer.close()
-    return {"before": before, "after": copied(bare.state_dict()), "new": new, "drawn": drawn, "projected": projected}
+    return {
+        "before": before,
+        "after": steps[-1],
+        "steps": steps,
+        "losses": losses,
+        "new": new,
+        "drawn": drawn,
+        "projected": projected,
+    }
 
 
-def main(folder: Path) -> None:
+def strategies(way: str) -> list[str]:
+    """Those that can train this way."""
+    if way == "overflow":
+        return ["Vanilla"]  # a memory would hold the samples that overflow
+    return [name for name in STRATEGIES.names() if way != "adasum" or not STRATEGIES.get(name).changes_gradients]
+
+
+def main(folder: Path, ways: list[str]) -> None:
     comm = dist.init(deterministic=True)
-    torch.save({name: train(name, comm) for name in STRATEGIES.names()}, folder / f"rank_{comm.rank}.pt")
+    results = {way: {name: train(name, comm, way) for name in strategies(way)} for way in ways}
+    torch.save(results, folder / f"rank_{comm.rank}.pt")
     comm.shutdown()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

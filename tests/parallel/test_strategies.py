@@ -5,24 +5,31 @@ The one process is computed here by plain torch, from the rows that each rank sa
 
 import functools
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import launch
 import pytest
 import torch
-from strategy_worker import LR, OPTIONS, STEPS
+from strategy_worker import LR, OPTIONS, OVERFLOW_AT, STEPS, strategies
 
 from reprise.cl_models import STRATEGIES
 
 WORKER = Path(__file__).with_name("strategy_worker.py")
 JOBS = (("horovodrun", 2), ("torchrun", 2), ("torchrun", 4))
+# What a launcher's one job does besides; Horovod's gloo has no Adasum.
+MORE_WAYS = {"horovodrun": ("predivided", "fp16", "passes", "overflow")}
+
+
+def ranks(launcher, num_ranks, way="plain"):
+    return [rank[way] for rank in job(launcher, num_ranks, ("plain", *MORE_WAYS.get(launcher, ())))]
 
 
 @functools.cache
-def ranks(launcher, num_ranks):
+def job(launcher, num_ranks, ways):
     with tempfile.TemporaryDirectory() as name:
         env = {"REPRISE_TIMEOUT": "60", "OMP_NUM_THREADS": "1"}
-        done = launch.run(launcher, num_ranks, [WORKER, name], env=env, timeout=200)
+        done = launch.run(launcher, num_ranks, [WORKER, name, *ways], env=env, timeout=200)
         assert done.returncode == 0, done.output[-4000:]
         return [torch.load(Path(name) / f"rank_{rank}.pt", weights_only=True) for rank in range(num_ranks)]
 
@@ -109,3 +116,64 @@ def test_several_ranks_train_what_one_process_trains_on_the_joined_batches(launc
         assert len(owners.unique()) == num_ranks, "every rank's samples were drawn"
     if name == "Agem":
         assert 0 < found[0]["projected"] < STEPS, "both branches were taken"
+
+
+def with_horovod(way):
+    """What both ranks of the job under Horovod found, plainly and this way."""
+    if "horovodrun" not in launch.available():
+        pytest.skip("Horovod is not installed")
+    return ranks("horovodrun", 2), ranks("horovodrun", 2, way)
+
+
+def furthest(found, other, name):
+    """The largest difference between the weights after any step, over both ranks."""
+    return max(
+        float((one[key] - two[key]).abs().max())
+        for rank, other_rank in zip(found, other, strict=True)
+        for one, two in zip(rank[name]["steps"], other_rank[name]["steps"], strict=True)
+        for key in one
+    )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+@pytest.mark.parametrize("way", ["predivided", "passes"])
+def test_dividing_early_or_in_two_passes_changes_nothing(way, name):
+    """rehearsal.md 6.1-17: the reference takes one step per pass."""
+    plain, other = with_horovod(way)
+    assert furthest(plain, other, name) < 1e-5
+    assert furthest(plain, [{name: {"steps": [rank[name]["before"]] * STEPS}} for rank in other], name) > 0.1
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+def test_gradients_of_16_bits_are_as_good_as_their_precision(name):
+    plain, half = with_horovod("fp16")
+    assert 0 < furthest(plain, half, name) < 2e-3
+    for one, two in zip(half[0][name]["steps"], half[1][name]["steps"], strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one), "every rank takes the same step"
+
+
+@pytest.mark.timeout(300)
+def test_an_overflow_on_one_rank_skips_the_step_on_every_rank():
+    """rehearsal.md 3: averaged, then unscaled, then checked; a rank that checks its own gradients leaves the others."""
+    _, found = with_horovod("overflow")
+    for rank in found:
+        steps = rank["Vanilla"]["steps"]
+        for before, after in pairwise(range(STEPS)):
+            same = all(torch.equal(steps[before][key], steps[after][key]) for key in steps[before])
+            assert same == (after == OVERFLOW_AT), after
+    assert furthest(found[:1], found[1:], "Vanilla") == 0
+
+
+@pytest.mark.timeout(300)
+def test_adasum_trains_every_strategy_that_needs_no_averaged_gradients():
+    """Over MPI alone; that Agem is refused is in integration/test_bad_inputs.py."""
+    if "mpirun" not in launch.available():
+        pytest.skip("Horovod with MPI is not installed")
+    found = [rank["adasum"] for rank in job("mpirun", 2, ("adasum",))]
+    assert set(found[0]) == set(strategies("adasum")) == set(FORMULAS) - {"Agem"}
+    for name in found[0]:
+        assert furthest(found[:1], found[1:], name) == 0, "every rank takes the same step"
+        losses = torch.tensor([rank[name]["losses"] for rank in found]).mean(0)
+        assert losses[STEPS // 2 - 4 : STEPS // 2].mean() < losses[:4].mean()

@@ -30,8 +30,10 @@ def write_mnist(folder: Path, suffix: str = "", num: tuple[int, int] = (30, 20))
     return arrays
 
 
-def write_cifar(folder: Path, name: str, num: int = 20) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """CIFAR's python version; returns images (n, 3, 32, 32) and labels by file."""
+def write_cifar(
+    folder: Path, name: str, num: int = 20, present: int | None = None
+) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """CIFAR's python version; returns images (n, 3, 32, 32) and labels by file. present: classes that occur, not all"""
     if name == "cifar10":
         sub, files, key, classes = "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "labels", 10
         files = [*files, "test_batch"]
@@ -40,7 +42,7 @@ def write_cifar(folder: Path, name: str, num: int = 20) -> dict[str, tuple[np.nd
     (folder / sub).mkdir(parents=True, exist_ok=True)
     content = {}
     for i, file in enumerate(files):
-        x, y = pixels(num, 3, 32, 32, seed=i), [(i + 1 + j) % classes for j in range(num)]
+        x, y = pixels(num, 3, 32, 32, seed=i), [(i + 1 + j) % (present or classes) for j in range(num)]
         entry = {
             "batch_label": file,
             key: y,
