@@ -62,7 +62,7 @@ def run_installed(wheel: Path, folder: Path, code: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Half the time of an optimised build, and the same files; make setup builds an optimised one.
+    # A quarter quicker than an optimised build, and the same files; make setup builds an optimised one.
     return build(tmp_path_factory.mktemp("wheel"), SKBUILD_CMAKE_BUILD_TYPE="None")
 
 
