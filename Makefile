@@ -30,7 +30,10 @@ demo: setup  ## two Horovod workers learn handwritten digits, without rehearsal 
 	@echo "Pictures:"; ls results/demo-vanilla/*.png results/demo-er/*.png
 
 test: setup ctest  ## every test that needs no GPU
-	$(IN_VENV) timeout 2100 pytest tests
+	@# Tests that start ranks of their own, or measure, come alone; the others share the cores.
+	$(IN_VENV) OMP_NUM_THREADS=1 timeout 900 pytest -n 2 --dist loadfile tests/unit tests/integration
+	$(IN_VENV) timeout 600 pytest tests/contract
+	$(IN_VENV) timeout 1500 pytest tests/parallel
 
 ctest: setup  ## the C++ tests: as released, under address and undefined, and under thread sanitizer
 	@$(MAKE) --no-print-directory -j2 --output-sync=target ALL_IN_TURN=1 $(CPP_BUILDS:%=ctest-%)

@@ -34,7 +34,7 @@ class Spread:
         return float((self.sd**2 / len(self.values) + other.sd**2 / len(other.values)) ** 0.5)
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.sd:.3f}"
+        return f"{self.mean:.3f} ± {self.sd:.3f}" if self.mean < 1000 else f"{self.mean:,.0f} ± {self.sd:,.0f}"
 
 
 Results = dict[Cell, dict[str, Spread]]

@@ -53,15 +53,25 @@ class Agem(Rehearsal):
 def project(gradients: Sequence[Tensor | None], reference: Sequence[Tensor | None]) -> Tensor:
     """Take from the gradients, in place, what opposes the reference; returns 1.0 where something was taken, else 0.0.
 
-    Decided on the device. The result is the same however the reference is scaled, and scales with the gradients: under
-    float16 both may still carry the loss scale, and an overflow in either one reaches the check that skips the step.
+    Decided on the device, so that no GPU is waited for. The result is the same however the reference is scaled, and
+    scales with the gradients: under float16 both may still carry the loss scale, and an overflow in either one reaches
+    the check that skips the step.
     """
-    pairs = [(g, r) for g, r in zip(gradients, reference, strict=True) if g is not None and r is not None]
-    # Nothing here makes a tensor as large as the gradients: filling one takes longer than the arithmetic.
-    dot = torch.stack([torch.dot(g.flatten(), r.flatten()) for g, r in pairs]).sum()
-    square = torch.stack([torch.dot(r.flatten(), r.flatten()) for r in reference if r is not None]).sum()
+    pairs = [(g, r) for g, r in zip(gradients, reference, strict=True) if r is not None]
+    # Nothing here makes a tensor as large as the gradients: filling one takes longer than the arithmetic. Both products
+    # of a parameter come together, while it is in the cache.
+    nothing = torch.zeros((), device=pairs[0][1].device)
+    products = [(nothing if g is None else _dot(g, r), _dot(r, r)) for g, r in pairs]
+    dot, square = (torch.stack(column).sum() for column in zip(*products, strict=True))
+    if dot.device.type == "cpu" and 0 <= dot < math.inf:
+        return nothing
     # No reference yet: 0 / tiny instead of 0 / 0.
     factor = dot.clamp(max=0) / square.clamp(min=torch.finfo(square.dtype).tiny)
     for g, r in pairs:
-        g.addcmul_(r, factor, value=-1)
+        if g is not None:
+            g.addcmul_(r, factor, value=-1)
     return (dot < 0).float()
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.flatten(), b.flatten())
