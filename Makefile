@@ -30,7 +30,7 @@ demo: setup  ## two Horovod workers learn handwritten digits, without rehearsal 
 	@echo "Pictures:"; ls results/demo-vanilla/*.png results/demo-er/*.png
 
 test: setup ctest  ## every test that needs no GPU
-	@# Tests that start ranks of their own, or measure, come alone; the others share the cores.
+	@# Most tests keep one core busy; only jobs of several ranks need all of them.
 	$(IN_VENV) OMP_NUM_THREADS=1 timeout 900 pytest -n 2 --dist loadfile tests/unit tests/integration
 	$(IN_VENV) timeout 600 pytest tests/contract
 	$(IN_VENV) timeout 1500 pytest tests/parallel

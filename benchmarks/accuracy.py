@@ -23,11 +23,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from reprise.benchmarks.job import positive
 from reprise.benchmarks.peers import installed
 from reprise.benchmarks.show import console
 from reprise.benchmarks.studies import STUDIES, Cell, Results, Statement, Study, gather
 from reprise.benchmarks.training_runs import AVALANCHE, train_all
 from reprise.runtime.files import atomic_write
+from reprise.tests.parallel import launch
 
 
 def measure(study: Study, chosen: argparse.Namespace) -> Results:
@@ -64,7 +66,7 @@ def show(study: Study, results: Results, statements: Sequence[Statement], seeds:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", nargs="+", default=list(STUDIES), choices=STUDIES, help="default: all")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... of every run (5)")
+    parser.add_argument("--seeds", type=positive, default=5, help="seeds 0, 1, ... of every run (5)")
     parser.add_argument(
         "--dataset", default="digits", choices=("digits", "mnist"), help="of the study `types` (digits)"
     )
@@ -74,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit with 1 when something does not hold")
     chosen = parser.parse_args(argv)
     out = console()
+    if "reconstruction" in chosen.study and chosen.launcher not in launch.available():
+        parser.error(f"--launcher {chosen.launcher} is not installed; here are {', '.join(launch.available())}")
     if "digits" in chosen.study and not installed(AVALANCHE):
         out.print("avalanche: not installed (pip install avalanche-lib), so nothing is compared with it")
     good, kept = True, {}

@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
+from reprise.benchmarks.job import positive
 from reprise.report import __main__ as report
 from reprise.runtime.config_text import read_section
 from reprise.runtime.errors import UserError
-from reprise.runtime.files import atomic_write
+from reprise.runtime.files import atomic_write, disk_errors
 from reprise.tests.parallel import launch
 from reprise.train.options import DEFAULT_YAML, parse
 
@@ -34,6 +35,12 @@ def configurations(options: Sequence[str], folder: Path) -> dict[str, dict[str, 
     name = resolved.options.model
     if name == "Vanilla":
         raise UserError("model 'Vanilla' is what the baselines are made of; choose a strategy, e.g. --model Er")
+    for key, value in (
+        ("task_free", resolved.options.tasksets_config.task_free),
+        ("load_checkpoint", resolved.options.load_checkpoint),
+    ):
+        if value:
+            raise UserError(f"{key} {value}: the baselines need whole tasks from the first one on; leave it out")
     own: dict[str, Any] = yaml.safe_load(resolved.to_yaml())["run"]
     own |= {"results_dir": str(folder), "training_only": False}
     runs = {name: {**own, "save_dir": name}}
@@ -51,7 +58,10 @@ def train(name: str, section: dict[str, Any], chosen: argparse.Namespace) -> Non
         yaml.safe_dump({"run": section}, stream)
     launcher = "python" if chosen.np == 1 else chosen.launcher
     job = [str(MAIN), "--yaml-config", str(options), "--config", "run"]
-    finished = launch.run(launcher, chosen.np, job, timeout=chosen.timeout)
+    try:
+        finished = launch.run(launcher, chosen.np, job, timeout=chosen.timeout)
+    except launch.JobTimeoutError as error:
+        raise UserError(f"{name}: {str(error).splitlines()[0]}; raise --timeout") from error
     if finished.returncode:
         sys.stderr.write(finished.output[-4000:])
         raise SystemExit(finished.returncode)
@@ -59,7 +69,7 @@ def train(name: str, section: dict[str, Any], chosen: argparse.Namespace) -> Non
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--np", type=int, default=1, help="ranks on this machine (1)")
+    parser.add_argument("--np", type=positive, default=1, help="ranks on this machine (1)")
     parser.add_argument("--launcher", default="horovodrun", choices=("horovodrun", "mpirun", "torchrun"))
     parser.add_argument("--results-dir", type=Path, default=Path("results/baselines"), help="(results/baselines)")
     parser.add_argument("--timeout", type=float, default=86_400, help="seconds that one run may take (a day)")
@@ -67,7 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     try:
         runs = configurations(chosen.options, chosen.results_dir)
-        chosen.results_dir.mkdir(parents=True, exist_ok=True)
+        if chosen.np > 1 and chosen.launcher not in launch.available():
+            raise UserError(f"{chosen.launcher} is not installed; choose one of: {', '.join(launch.available())}")
+        with disk_errors("create", chosen.results_dir):
+            chosen.results_dir.mkdir(parents=True, exist_ok=True)
         for number, (name, section) in enumerate(runs.items(), start=1):
             print(f"{number} of {len(runs)}: {name}", flush=True)
             train(name, section, chosen)
@@ -76,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     picture = chosen.results_dir / PICTURE
     code = report.main([*(str(chosen.results_dir / name) for name in runs), "--picture", str(picture)])
-    print(f"Picture: {picture}")
+    if not code:
+        print(f"Picture: {picture}")
     return code
 
 

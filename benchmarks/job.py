@@ -3,6 +3,7 @@
 `run` is for the command, `answer` for the ranks it starts; between them lies a folder.
 """
 
+import argparse
 import json
 import tempfile
 import traceback
@@ -10,10 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from reprise.runtime.files import atomic_write
 from reprise.tests.parallel import launch
+
+
+def positive(text: str) -> int:
+    """For argparse: a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return number
 
 
 def run(
@@ -30,11 +37,6 @@ def run(
             done = launch.run(launcher, ranks, command, env, timeout=timeout_s)
         except launch.JobTimeoutError as error:
             return {"failed": f"it does not end: {str(error)[-2000:]}"}
-        except KeyboardInterrupt:
-            # Launchers are in sessions of their own, where no Ctrl-C reaches them.
-            for process in psutil.Process().children(recursive=True):
-                process.kill()
-            raise
         results = folder / "results.json"
         if done.returncode or not results.exists():
             reason = folder / "failed.txt"

@@ -137,7 +137,7 @@ def _digits_judge(results: Results) -> list[Statement]:
 _TYPES = {
     "digits": (*_DIGITS, *_options(epochs=10)),
     # Their Split MNIST: 2,000 iterations per context of 128 samples, Adam 1e-3, perceptron 400-400, 100 samples per
-    # class. Epochs of 1,960 to 2,024 iterations each, as contexts are not equally large.
+    # class. Whole epochs come to 1,980 to 2,046 iterations, as contexts are not equally large.
     "mnist": _options(
         dataset="mnist",
         backbone="mlp",

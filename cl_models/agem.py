@@ -58,7 +58,7 @@ def project(gradients: Sequence[Tensor | None], reference: Sequence[Tensor | Non
     the check that skips the step.
     """
     pairs = [(g, r) for g, r in zip(gradients, reference, strict=True) if r is not None]
-    # Nothing here makes a tensor as large as the gradients: filling one takes longer than the arithmetic. Both products
+    # No product makes a tensor as large as the gradients: filling one takes longer than the arithmetic. Both products
     # of a parameter come together, while it is in the cache.
     nothing = torch.zeros((), device=pairs[0][1].device)
     products = [(nothing if g is None else _dot(g, r), _dot(r, r)) for g, r in pairs]

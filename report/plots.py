@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from reprise.report.matrix import average_of_seen
 from reprise.report.time_curve import TimeCurve
+from reprise.runtime.errors import UserError
 from reprise.runtime.files import atomic_write
 
 if TYPE_CHECKING:
@@ -108,7 +109,10 @@ def accuracy_against_time_png(curves: Mapping[str, TimeCurve], path: str | Path)
     """Draw runs as lines from task to task: the average over the tasks seen, against the training time until then."""
     figure = _figure(8.6, 4.6, "What was learnt after how much training time")
     axis = figure.subplots()
-    errors = any(curve.errors for curve in curves.values())
+    errors = next(iter(curves.values())).errors
+    for name, curve in curves.items():
+        if curve.errors != errors:
+            raise UserError(f"'{name}' and the runs before it do not both reconstruct; draw them in a picture each")
     for k, (name, curve) in enumerate(curves.items()):
         colour, marker = _OKABE_ITO[k % len(_OKABE_ITO)], "os^Dv"[k % 5]
         axis.plot(curve.seconds, curve.averages, color=colour, marker=marker, linewidth=1.8, label=name)

@@ -31,15 +31,18 @@ def read(run_folder: Path) -> TimeCurve:
         named = [dict(zip(header, row, strict=True)) for row in metrics]
         seconds = {int(row["task"]): float(row["value"]) for row in named if row["metric"] == "train_seconds"}
         averages = average_of_seen(matrix)
+        if missing := [task for task in range(len(averages)) if task not in seconds]:
+            raise UserError(
+                f"'{run_folder}' does not say how long task {missing[0]} took: an older version made it, or it was "
+                "resumed from another folder, which has the times; draw that one, or train anew"
+            )
         times = tuple(seconds[task] for task in range(len(averages)))
     except FileNotFoundError as error:
         raise UserError(f"'{error.filename}' does not exist; name the folder of a run that evaluates") from error
     except OSError as error:
         raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
     except (ValueError, KeyError) as error:
-        raise UserError(
-            f"the files of '{run_folder}' are damaged, or an older version's ({error}); run it again"
-        ) from error
+        raise UserError(f"the files of '{run_folder}' are damaged ({error}); run it again") from error
     return TimeCurve(times, tuple(averages.tolist()), errors)
 
 

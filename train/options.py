@@ -65,8 +65,8 @@ class BufferConfig(Section):
     soft_augmentations_offset: FromZero = Field(default=0, description="first task with distillation, counted from 0")
     insertion: Literal["step", "task"] = Field(
         default="step",
-        description="when samples are offered: in the step that trains on them, as published; or all of a task's when "
-        "it has ended, so that replay is of earlier tasks alone",
+        description="when samples are offered: in the step that trains on them, as published; or a task's when it "
+        "has ended, so that replay is of earlier tasks alone",
     )
     policy: Literal["class_balanced", "reservoir", "fifo"] = Field(
         default="class_balanced", description="which samples a rank's share keeps"
@@ -116,7 +116,7 @@ class BufferConfig(Section):
             raise ConflictError(f"{both} are both given; keep one of them", "rehearsal_ratio", "capacity")
         if self.insertion == "task" and "num_candidates" in self.given:
             message = (
-                f"num_candidates {self.num_candidates} has no meaning with insertion 'task', which offers all samples"
+                f"num_candidates {self.num_candidates} has no meaning with insertion 'task', which offers whole batches"
             )
             raise ConflictError(f"{message}; leave it out", "num_candidates", "insertion")
         if self.capacity is None and self.rehearsal_ratio is None:

@@ -46,7 +46,13 @@ def test_the_matrix_is_one_of_errors_in_files_of_that_name(finished):
     assert (errors > 0).all()
     with open(folder / "metrics.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert {row["metric"] for row in rows} == {"loss", "images_per_second", "absolute_error", "samples"}
+    assert {row["metric"] for row in rows} == {
+        "loss",
+        "images_per_second",
+        "absolute_error",
+        "samples",
+        "train_seconds",
+    }
     measured = [float(row["value"]) for row in rows if row["metric"] == "absolute_error"]
     assert measured == errors.flatten().tolist()
 

@@ -87,11 +87,14 @@ def test_the_same_seed_gives_the_same_matrix_and_another_seed_another(tmp_path):
     assert not np.array_equal(first, other)
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("insertion", ["step", "task"])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, insertion):
     """rehearsal.md 6.1-13 and anchors.md A.3-4: no optimiser, RNG or buffer in checkpoints, epochs misapplied."""
-    straight = run(tmp_path, "straight", *FIVE_TASKS, *ER)
+    memory = f"rehearsal_ratio=30 implementation=python deterministic=true insertion={insertion}"
+    options = [*FIVE_TASKS, "--model", "Er", "--buffer-config", memory]
+    straight = run(tmp_path, "straight", *options)
     checkpoint = straight / "checkpoints" / "task_01"
-    resumed = run(tmp_path, "resumed", *FIVE_TASKS, *ER, "--load-checkpoint", str(checkpoint))
+    resumed = run(tmp_path, "resumed", *options, "--load-checkpoint", str(checkpoint))
     assert np.array_equal(matrix(straight), matrix(resumed))
     assert np.array_equal(
         matrix(straight, "accuracy_matrix_task_il.csv"), matrix(resumed, "accuracy_matrix_task_il.csv")

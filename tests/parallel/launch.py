@@ -161,6 +161,9 @@ def _wait(processes: "Sequence[subprocess.Popen[str]]", timeout: float) -> bool:
         for process in processes:
             process.wait()
         return False
+    except KeyboardInterrupt:  # which does not reach them in their sessions
+        _end_all([psutil.Process(process.pid) for process in processes if process.poll() is None])
+        raise
     return True
 
 

@@ -26,6 +26,7 @@ WAYS = {
     "passes": {"backward_passes_per_step": 2},
     "adasum": {"op": "adasum"},
     "overflow": {},
+    "inserted": {},
 }
 OPTIONS = {"alpha": 0.7, "beta": 0.4, "joint_mean": False, "reset_state_dict": False}
 
@@ -87,6 +88,7 @@ def train(name: str, comm, way: str = "plain") -> dict:
             options=OPTIONS,
             span=lambda _: nullcontext(),
             stored="views" if kind.stores_outputs else "raw",
+            insertion="task" if way == "inserted" else "step",
         )
     )
     random = torch_generator(2, "samples", comm.rank)
@@ -97,8 +99,12 @@ def train(name: str, comm, way: str = "plain") -> dict:
         y = (x[:, 0] > 0).long() if step < STEPS // 2 else (x[:, 0] < 0).long()
         if way == "overflow" and step == OVERFLOW_AT and comm.rank == 1:
             x = x * 1e30
+        if way == "inserted" and step == STEPS // 2:
+            for batch in new:
+                strategy.memorise(batch["x"], batch["y"], 0)
+            del drawn[step:]
         new.append({"x": x, "y": y})
-        metrics = strategy.observe(x, y, 0)
+        metrics = strategy.observe(x, y, step // (STEPS // 2) if way == "inserted" else 0)
         losses.append(float(metrics["loss"]))
         steps.append(copied(bare.state_dict()))
         projected += float(metrics.get("projected", 0.0))
@@ -119,6 +125,8 @@ def strategies(way: str) -> list[str]:
     """Those that can train this way."""
     if way == "overflow":
         return ["Vanilla"]  # a memory would hold the samples that overflow
+    if way == "inserted":
+        return [name for name in STRATEGIES.names() if STRATEGIES.get(name).draws]
     return [name for name in STRATEGIES.names() if way != "adasum" or not STRATEGIES.get(name).changes_gradients]
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import launch
 import pytest
 import torch
-from strategy_worker import LR, OPTIONS, OVERFLOW_AT, STEPS, strategies
+from strategy_worker import LR, OPTIONS, OVERFLOW_AT, REPRESENTATIVES, STEPS, strategies
 
 from reprise.cl_models import STRATEGIES
 
 WORKER = Path(__file__).with_name("strategy_worker.py")
 JOBS = (("horovodrun", 2), ("torchrun", 2), ("torchrun", 4))
 # What a launcher's one job does besides; Horovod's gloo has no Adasum.
-MORE_WAYS = {"horovodrun": ("predivided", "fp16", "passes", "overflow")}
+MORE_WAYS = {"horovodrun": ("predivided", "fp16", "passes", "overflow", "inserted")}
 
 
 def ranks(launcher, num_ranks, way="plain"):
@@ -98,6 +98,16 @@ def test_several_ranks_train_what_one_process_trains_on_the_joined_batches(launc
     if launcher not in launch.available():
         pytest.skip(f"{launcher} (or Horovod) is not installed")
     found = [rank[name] for rank in ranks(launcher, num_ranks)]
+    trains_as_one_process(name, found)
+    if name != "Vanilla":
+        owners = torch.cat([draw["rank"] for rank in found for draws in rank["drawn"] for draw in draws])
+        assert len(owners.unique()) == num_ranks, "every rank's samples were drawn"
+    if name == "Agem":
+        assert 0 < found[0]["projected"] < STEPS, "both branches were taken"
+
+
+def trains_as_one_process(name, found):
+    """Every step of the ranks is the formula's on their joined rows."""
     weights = found[0]["before"]
     for step in range(STEPS):
         weights = {key: value.clone().requires_grad_() for key, value in weights.items()}
@@ -105,17 +115,33 @@ def test_several_ranks_train_what_one_process_trains_on_the_joined_batches(launc
         drawn = [rank["drawn"][step] if rank["drawn"] else [] for rank in found]
         draws = [joined(parts) for parts in zip(*drawn, strict=True)]
         sizes = [[len(draw["y"]) for draw in own] for own in drawn]
-        assert sizes.count(sizes[0]) == num_ranks, "the mean over ranks is that over rows only where ranks draw alike"
+        assert sizes.count(sizes[0]) == len(found), "the mean over ranks is that over rows only where ranks draw alike"
         change = FORMULAS[name](weights, new, draws)
         weights = {key: (value - LR * g).detach() for (key, value), g in zip(weights.items(), change, strict=True)}
     for rank in found:
         for key, value in weights.items():
             torch.testing.assert_close(rank["after"][key], value, rtol=0, atol=1e-5)
-    if name != "Vanilla":
-        owners = torch.cat([draw["rank"] for rank in found for draws in rank["drawn"] for draw in draws])
-        assert len(owners.unique()) == num_ranks, "every rank's samples were drawn"
-    if name == "Agem":
-        assert 0 < found[0]["projected"] < STEPS, "both branches were taken"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", sorted(set(FORMULAS) - {"Vanilla"}))
+def test_what_enters_the_memory_when_a_task_ends_is_replayed_by_all_ranks_from_then_on(name):
+    _, found = with_horovod("inserted")
+    found = [rank[name] for rank in found]
+    trains_as_one_process(name, found)
+    half = STEPS // 2
+    owners = []
+    for rank in found:
+        assert all(len(draw["y"]) == 0 for draws in rank["drawn"][:half] for draw in draws)
+        for draws in rank["drawn"][half:]:
+            for draw in draws:
+                assert len(draw["y"]) == REPRESENTATIVES
+                assert draw["task"].unique().tolist() == [0]
+                owners.append(draw["rank"])
+                if "logits" in draw:
+                    expected = outputs(rank["steps"][half - 1], draw["x"])
+                    torch.testing.assert_close(draw["logits"], expected, rtol=0, atol=1e-5)
+    assert len(torch.cat(owners).unique()) == len(found)
 
 
 def with_horovod(way):

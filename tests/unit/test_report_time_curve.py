@@ -60,10 +60,18 @@ def test_a_missing_file_is_one_line_and_no_picture(tmp_path, capsys, missing):
     assert not (tmp_path / "picture.png").exists()
 
 
-def test_a_folder_of_an_older_version_is_named(tmp_path):
+def test_a_run_that_has_not_all_its_times_is_told_apart_from_a_damaged_one(tmp_path):
+    run = write_run(tmp_path / "run")
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(line for line in lines if "train_seconds,2.0" not in line))
+    with pytest.raises(UserError, match=r"how long task 0 took.*resumed from another folder"):
+        read(run)
+
+
+def test_a_damaged_folder_is_named(tmp_path):
     run = write_run(tmp_path / "run")
     shutil.copy(run / "accuracy_matrix.csv", run / "metrics.csv")
-    with pytest.raises(UserError, match=r"run.*damaged, or an older version's"):
+    with pytest.raises(UserError, match=r"run.*are damaged"):
         read(run)
 
 
@@ -80,6 +88,25 @@ def test_baselines_are_the_same_options_without_memory_and_with_their_own_tasks(
         assert section["tasksets_config"] == {"increment": 2, "concatenate_tasksets": anew}
         assert not section["buffer_config"]
         assert (section["results_dir"], section["save_dir"]) == ("here", name)
+
+
+@pytest.mark.parametrize("words", [["--tasksets-config", "task_free=true"], ["--load-checkpoint", "."]])
+def test_what_a_baseline_cannot_do_is_refused_before_anything_trains(words):
+    with pytest.raises(UserError, match="whole tasks from the first one on"):
+        baselines.configurations(["--model", "Er", *words], Path("here"))
+
+
+def test_a_results_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert baselines.main(["--results-dir", str(tmp_path / "file"), "--", "--model", "Er"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_runs_of_accuracies_and_of_errors_do_not_share_a_picture(tmp_path, capsys):
+    runs = [str(write_run(tmp_path / name)) for name in ("a",)]
+    runs.append(str(write_run(tmp_path / "b", "error_matrix.csv")))
+    assert command.main([*runs, "--picture", str(tmp_path / "picture.png")]) == 2
+    assert "'b'" in capsys.readouterr().err
 
 
 def test_vanilla_between_its_own_baselines_is_refused(capsys):
