@@ -3,7 +3,7 @@
 A study is a list of runs and a list of statements about the means of their results. Numbers are settings, not results.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -13,6 +13,7 @@ Cell = tuple[str, ...]
 VANILLA, REHEARSAL = "Vanilla", ("Er", "Agem", "Der", "Derpp")
 STRATEGIES = (VANILLA, *REHEARSAL)
 ALPHA, BETA = 0.5, 1.0
+WEIGHTS = {"Der": f"alpha={ALPHA}", "Derpp": f"alpha={ALPHA} beta={BETA}"}
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ def _options(**values: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _model(name: str, memory: str) -> tuple[str, ...]:
-    """A strategy with its memory. memory: keys of --buffer-config."""
-    weights = {"Der": f"alpha={ALPHA}", "Derpp": f"alpha={ALPHA} beta={BETA}"}
+def _model(name: str, memory: str, weights: Mapping[str, str] = WEIGHTS) -> tuple[str, ...]:
+    """A strategy with its memory. memory: keys of --buffer-config. weights: strategy -> keys of --model-config."""
     words = _options(model=name)
     if name in weights:
         words += _options(model_config=weights[name])
@@ -230,7 +230,7 @@ _PTYCHO = _options(
 def _reconstruction_runs(seeds: Sequence[int], dataset: str, folder: str) -> list[Run]:
     memory = "rehearsal_ratio=30 num_representatives=8 num_candidates=8"
     return [
-        Run((name,), seed, (*_PTYCHO, *_model(name, memory)), ranks=2)
+        Run((name,), seed, (*_PTYCHO, *_model(name, memory, {})), ranks=2)
         for name in (VANILLA, "Er", "Derpp")
         for seed in seeds
     ]
