@@ -1,5 +1,6 @@
 """For all tests: which folder a test lies in is its marker (`pytest -m parallel`), and the usual environment."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,3 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repeats(request: pytest.FixtureRequest) -> Callable[[int], int]:
     """How often to do what --whole does so many times."""
     return lambda times: times if request.config.getoption("--whole") else 1
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _communicates_anew(request: pytest.FixtureRequest) -> None:
+    """The first init() of a process decides for all; no module is to find what another one left open.
+
+    The contract's modules share one, because their ranks start together.
+    """
+    dist = sys.modules.get("reprise.runtime.dist")
+    if dist is not None and request.path.parent.name != "contract" and dist.is_initialized():
+        dist.current().shutdown()
