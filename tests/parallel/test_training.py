@@ -81,8 +81,8 @@ def test_two_ranks_train_what_one_rank_trains_on_the_joined_batches(tmp_path, la
     """Samplers, gradient averaging and the learning-rate rule together: the learning rate is scaled by 2 ranks."""
     if launcher not in launch.available():
         pytest.skip(f"{launcher} (or Horovod) is not installed")
-    # 5000 samples: 50 divides them, so that no rank's last batch is cut.
-    job = ["--dataset", "synthetic", "--epochs", "1", "--training-only"]
+    # 5000 samples: 50 divides them, so that no rank's last batch is cut. Not augmented: every rank draws its own.
+    job = ["--dataset", "synthetic", "--epochs", "1", "--training-only", "--tasksets-config", "scenario=domain"]
     two = train(launcher, 2, tmp_path, "two", *job, "--batch-size", "25", "--lr", "0.005")
     alone = [*DIGITS, *job, "--batch-size", "50", "--lr", "0.01"]
     assert main([*alone, "--results-dir", str(tmp_path), "--save-dir", "one"]) == 0
