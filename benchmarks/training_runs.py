@@ -5,7 +5,6 @@ go one at a time, under a launcher.
 """
 
 import contextlib
-import csv
 import io
 import multiprocessing
 import os
@@ -94,13 +93,12 @@ def _train_launched(run: Run, launcher: str) -> Summary:
 
 def _summary(run: Run, code: int, said: str, folder: str) -> Summary:
     """That of the run, and where it reconstructs the "error_on_earlier_tasks": the last row without its last."""
-    from reprise.report import summary_schema
+    from reprise.report import summary_schema, time_curve
 
     if code:
         raise SystemExit(f"{run} ended with code {code}\n{said[-2000:]}")
     summary = summary_schema.read(Path(folder) / "run")
     if summary["average_error"] is not None:
-        with open(Path(folder) / "run" / "error_matrix.csv", newline="") as stream:
-            last = [float(value) for value in list(csv.reader(stream))[-1][1:]]
-        summary["error_on_earlier_tasks"] = sum(last[:-1]) / len(last[:-1])
+        matrix = time_curve.read_matrix(Path(folder) / "run" / "error_matrix.csv")
+        summary["error_on_earlier_tasks"] = float(matrix[-1, :-1].mean())
     return summary

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reprise.report.matrix import average_of_seen
 from reprise.runtime.errors import UserError
@@ -25,8 +26,7 @@ def read(run_folder: Path) -> TimeCurve:
     """The curve of a run; UserError when its files are missing, unreadable, or of a run that evaluated nothing."""
     errors = (run_folder / "error_matrix.csv").exists()
     try:
-        rows = _rows(run_folder / ("error_matrix.csv" if errors else "accuracy_matrix.csv"))
-        matrix = np.array([[float(cell) for cell in row[1:]] for row in rows[1:]])
+        matrix = read_matrix(run_folder / ("error_matrix.csv" if errors else "accuracy_matrix.csv"))
         header, *metrics = _rows(run_folder / "metrics.csv")
         named = [dict(zip(header, row, strict=True)) for row in metrics]
         seconds = {int(row["task"]): float(row["value"]) for row in named if row["metric"] == "train_seconds"}
@@ -44,6 +44,11 @@ def read(run_folder: Path) -> TimeCurve:
     except (ValueError, KeyError) as error:
         raise UserError(f"the files of '{run_folder}' are damaged ({error}); run it again") from error
     return TimeCurve(times, tuple(averages.tolist()), errors)
+
+
+def read_matrix(path: Path) -> NDArray[np.float64]:
+    """The matrix (n, T) that a run folder wrote. OSError or ValueError where it cannot be read."""
+    return np.array([[float(cell) for cell in row[1:]] for row in _rows(path)[1:]])
 
 
 def _rows(path: Path) -> list[list[str]]:

@@ -20,7 +20,7 @@ from reprise.report.sinks import MetricRow, Sink
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
 from reprise.runtime.spans import Spans
-from reprise.scenarios.loader import train_loader
+from reprise.scenarios.loader import Batches, train_loader
 from reprise.scenarios.sampler import TrainSampler
 from reprise.scenarios.scenario import Scenario
 from reprise.scenarios.task import Task
@@ -130,14 +130,13 @@ class Loop:
             self.strategy.end_task(told)
         average_statistics(self.strategy.network, self.comm)
         if self.strategy.memorises:
-            self._memorise(task, sampler)
+            self._memorise(task, sampler, loader)
 
-    def _memorise(self, task: Task, sampler: TrainSampler) -> None:
+    def _memorise(self, task: Task, sampler: TrainSampler, loader: Batches) -> None:
         """Show the strategy a task's samples once more, without training on them."""
         started = perf_counter()
         sampler.set_epoch(self.settings.epochs[task.index])
         self.strategy.network.eval()
-        loader = train_loader(task.train, sampler, workers=self.settings.loader_workers)
         with EpochProgress(self.comm.rank == 0, len(sampler), f"task {task.index}, into the memory") as bar:
             for step, (x, y) in enumerate(loader):
                 self.strategy.memorise(x, y, task.index)
