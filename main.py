@@ -5,9 +5,10 @@ cl_models/<strategy>.py (what is trained on) and train/stepper.py (the update). 
 objects; imports stand in the functions that need them, because --help and mistakes must be answered at once.
 
 Exit codes: 0 done; 2 a mistake in the options or files, one line says which; 3 another rank was lost; 75 a collective
-took longer than --timeout.
+took longer than --timeout; 85 stopped by SIGTERM or SIGUSR1 with everything saved: start again with --resume.
 """
 
+import itertools
 import logging
 import os
 import sys
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from reprise.runtime.dist import Communicator
     from reprise.runtime.spans import Spans
     from reprise.scenarios import Scenario
-    from reprise.train.checkpoint import Progress
+    from reprise.train.checkpoint import Checkpoint
     from reprise.train.loop import Settings
     from reprise.train.options import Options
     from reprise.train.regime import Regime
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. When other ranks may be waiting, the process ends here instead."""
     from reprise import backbone
     from reprise.runtime.dist import launcher
+    from reprise.runtime.stop import REQUEUE, StoppedError
     from reprise.train import options
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -76,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SharedUserError as error:
         comm.shutdown()
         return _complain(error, comm.rank == 0)
+    except StoppedError as error:
+        comm.shutdown()
+        logger.warning("%s", error)
+        return REQUEUE
     except UserError as error:
         code = _complain(error, True)
     except PeerLost as error:
@@ -101,13 +107,18 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
     from reprise.report.run_folder import RunFolder
     from reprise.runtime import seeds
     from reprise.runtime.spans import Spans
+    from reprise.runtime.stop import StopRequest
     from reprise.train import checkpoint
+    from reprise.train.checkpoint import Progress
+    from reprise.train.checkpointer import Checkpointer, Every
     from reprise.train.loop import Loop
     from reprise.train.results import Results, summarise
 
-    options, spans, made_with = resolved.options, Spans(), _fingerprint(resolved.options)
-    source = comm.agree(lambda: checkpoint.find(options.load_checkpoint) if options.load_checkpoint else None)
-    resumed = comm.agree(lambda: checkpoint.read(source, made_with) if source else None)
+    options, spans = resolved.options, Spans()
+    if options.resume and comm.broadcast_object(RunFolder.finished(_run_path(options))):
+        logger.info("%s has finished: nothing is left to resume", _run_path(options))
+        return
+    resumed = _resumed(options, comm)
     folder = comm.agree(lambda: RunFolder(_run_path(options)) if comm.rank == 0 else None)
 
     device = _device(options, comm)
@@ -119,7 +130,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         comm.agree(lambda: _compile(network, device))
     regimes = comm.agree(lambda: _regimes(options, scenario, comm))
     seeds.seed_everything(options.seed, comm.rank)
-    buffer = _buffer(options, scenario, device, comm, source)
+    buffer = _buffer(options, scenario, device, comm, resumed)
     model, optimizer = comm.data_parallel(
         network,
         regimes[0].build_optimizer(network.parameters()),
@@ -129,26 +140,38 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         backward_passes_per_step=options.batches_per_allreduce,
     )
     strategy = _strategy(options, scenario, network, model, optimizer, buffer, device, comm, spans)
-    if source and resumed:
-        checkpoint.load(source, strategy, comm)
+    if resumed:
+        checkpoint.load(resumed, strategy, comm)
     loop = Loop(
         strategy,
         scenario,
         comm,
-        _settings(options, scenario, device, made_with),
+        _settings(options, scenario, device),
         optimizer=optimizer,
         regime_for=regimes.__getitem__,
-        buffer=buffer,
         spans=spans,
+        progress=resumed.progress if resumed else Progress(_fingerprint(options)),
+        means=checkpoint.load_means(resumed, comm) if resumed else {},
     )
 
     # Nothing is left that could refuse this run: only now may it touch what an earlier one left in the folder.
-    sink = comm.agree(lambda: _open(resolved, command, comm, folder, source, resumed))
+    sink = comm.agree(lambda: _open(resolved, command, comm, folder, resumed))
     reconstructs = scenario.target_shape is not None
     results = Results(folder, options.run_name, reconstructs=reconstructs) if folder else None
-    with closing(sink):
-        progress = loop.run(sink, results.after_task if results else lambda _: None, resumed)
-    stored = buffer.global_size if buffer else 0
+    steps, seconds = options.checkpoint_steps_and_seconds
+    with closing(sink), StopRequest() as stop:
+        checkpointer = Checkpointer(
+            _run_path(options) / "checkpoints",
+            strategy,
+            buffer,
+            comm,
+            every=Every(steps, seconds),
+            keep=options.keep_checkpoints,
+            stop=stop,
+            resumed=resumed,
+        )
+        progress = loop.run(sink, results.after_task if results else lambda _: None, checkpointer)
+    stored = buffer.global_size if buffer is not None else 0
     if results:
         summary = summarise(
             progress,
@@ -161,7 +184,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
             reconstructs=reconstructs,
         )
         results.finish(progress, summary, spans)
-    if buffer:
+    if buffer is not None:
         buffer.close()
 
 
@@ -219,6 +242,23 @@ def _fingerprint(options: "Options") -> dict[str, Any]:
         "training_only": options.training_only,
         "seed": options.seed,
     }
+
+
+def _resumed(options: "Options", comm: "Communicator") -> "Checkpoint | None":
+    """The checkpoint to go on from; None: begin. Collective."""
+    from reprise.train import checkpoint
+
+    if options.load_checkpoint:
+        found = checkpoint.choose(options.load_checkpoint, _fingerprint(options), comm, falls_back=False)
+        if found is None:
+            raise SharedUserError(
+                f"no checkpoint in '{options.load_checkpoint}': expected {checkpoint.MANIFEST} there or in its "
+                "checkpoints/; check the path"
+            )
+        return found
+    if options.resume:
+        return checkpoint.choose(_run_path(options), _fingerprint(options), comm, falls_back=True)
+    return None
 
 
 def _run_path(options: "Options") -> Path:
@@ -332,11 +372,16 @@ def _regimes(options: "Options", scenario: "Scenario", comm: "Communicator") -> 
 
 
 def _buffer(
-    options: "Options", scenario: "Scenario", device: "torch.device", comm: "Communicator", source: Path | None
+    options: "Options",
+    scenario: "Scenario",
+    device: "torch.device",
+    comm: "Communicator",
+    resumed: "Checkpoint | None",
 ) -> "RehearsalBuffer | None":
-    """The rehearsal buffer where the strategy uses one; from the checkpoint `source` when there is one."""
+    """The rehearsal buffer where the strategy uses one; that of the checkpoint when there is one."""
     from reprise.buffer import RehearsalBuffer
     from reprise.cl_models import STRATEGIES
+    from reprise.train import checkpoint
 
     strategy = STRATEGIES.get(options.model)
     if not strategy.draws:
@@ -368,8 +413,8 @@ def _buffer(
         "transport": config.transport,
         "interface": config.interface,
     }
-    if source:
-        return RehearsalBuffer.restore(source / "buffer", **arguments)
+    if resumed:
+        return RehearsalBuffer.restore(resumed.folder / checkpoint.BUFFER, **arguments)
     if config.scope == "global":
         return RehearsalBuffer(**arguments)
     return comm.agree(lambda: RehearsalBuffer(**arguments))
@@ -489,18 +534,20 @@ def _open(
     command: list[str],
     comm: "Communicator",
     folder: "RunFolder | None",
-    source: Path | None,
-    resumed: "Progress | None",
+    resumed: "Checkpoint | None",
 ) -> "SinkList":
     """Start writing into the run's folder; returns where metrics go. Nothing on ranks without a folder."""
     from reprise.report import environment, sinks
     from reprise.runtime import log
+    from reprise.train import checkpoint
 
     if folder is None:
         return sinks.SinkList([])
     options = resolved.options
-    if source and resumed and folder.path.resolve() in source.resolve().parents:
-        folder.go_on_from(resumed.steps, resumed.tasks_done)
+    if resumed and folder.path.resolve() in resumed.folder.resolve().parents:
+        source = resumed.folder.resolve()
+        later = itertools.takewhile(lambda other: other.resolve() != source, checkpoint.find(folder.path))
+        folder.go_on_from(resumed.progress.rows, list(later))
     else:
         folder.start_over()
     log.setup(options.log_level, comm.rank, folder.log)
@@ -510,7 +557,10 @@ def _open(
         logger.warning("%s", warning)
     logger.info("%d rank(s), started by %s: %s over %s", comm.size, comm.launcher, comm.name, comm.backend)
     if resumed:
-        logger.info("resumed from %s: %d task(s) done", source, resumed.tasks_done)
+        progress = resumed.progress
+        logger.info("resumed from %s: %d task(s), %d steps done", resumed.folder, progress.tasks_done, progress.steps)
+    elif options.resume:
+        logger.info("nothing to resume in %s: beginning", folder.checkpoints)
     folder.write_start(resolved.to_yaml(), command, environment.describe(comm.size, comm.launcher))
     chosen: list[sinks.Sink] = [sinks.CsvSink(folder.metrics_csv), sinks.JsonlSink(folder.metrics_jsonl)]
     if options.tensorboard:
@@ -551,9 +601,7 @@ def _unused(options: "Options") -> list[str]:
     return lines
 
 
-def _settings(
-    options: "Options", scenario: "Scenario", device: "torch.device", made_with: dict[str, Any]
-) -> "Settings":
+def _settings(options: "Options", scenario: "Scenario", device: "torch.device") -> "Settings":
     from reprise.train.loop import Settings
 
     return Settings(
@@ -565,8 +613,6 @@ def _settings(
         loader_workers=options.dataloader_workers,
         evaluates=not options.training_only,
         device=device,
-        checkpoints=_run_path(options) / "checkpoints",
-        fingerprint=made_with,
     )
 
 

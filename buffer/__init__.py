@@ -1,6 +1,12 @@
-"""The rehearsal buffer: `RehearsalBuffer`, the `Field`s of a sample, the `Draw`s it hands out. See docs/buffer.md."""
+"""The rehearsal buffer: a share of the memory on every worker, and draws from all of them.
 
+`RehearsalBuffer` is all a training loop needs; `Increments` saves one again and again, as checkpoints do. See
+docs/buffer.md.
+"""
+
+from reprise.buffer.increments import Capture, Increments, check_saved
 from reprise.buffer.rehearsal import RehearsalBuffer
 from reprise.buffer.schema import Draw, Field
+from reprise.buffer.snapshot import ShardFile
 
-__all__ = ["Draw", "Field", "RehearsalBuffer"]
+__all__ = ["Capture", "Draw", "Field", "Increments", "RehearsalBuffer", "ShardFile", "check_saved"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reprise import cpp_loader
+from reprise.buffer.policies.random_words import Int64s
 from reprise.buffer.schema import Columns, Draw, Field, Prepared, Spec, draws_of
 from reprise.buffer.shard import policy_arrays
 from reprise.runtime.dist import Communicator
@@ -229,13 +230,19 @@ class NativeEngine:
 
     # ---- state, in the format of PythonEngine
 
-    def state_dict(self) -> dict[str, Any]:
-        stored = self._core.stored()
-        columns = {name: field.empty(stored, _CPU) for name, field in self.spec.fields.items()}
+    def versions(self) -> Int64s:
+        """Per slot that holds a sample a number that changes whenever it is written."""
+        return self._core.versions()
+
+    def state_dict(self, slots: Int64s | None = None) -> dict[str, Any]:
+        """Everything that the next step depends on; of the samples only those in `slots`, if given."""
+        if slots is None:
+            slots = np.arange(self._core.stored())
+        columns = {name: field.empty(len(slots), _CPU) for name, field in self.spec.fields.items()}
         for name in _KEPT_COLUMNS:
-            columns[name] = torch.empty(stored, dtype=torch.int64)
+            columns[name] = torch.empty(len(slots), dtype=torch.int64)
         for index, column in enumerate(columns.values()):
-            self._core.read_column(index, column.data_ptr())
+            self._core.read_column(index, slots, column.data_ptr())
         policy = self._core.policy_state()
         fill = torch.tensor(self._core.fills(), dtype=torch.int64)
         return {

@@ -108,7 +108,12 @@ class PythonEngine:
             raise RuntimeError("wait() called twice without a submit() in between: no draw was asked for")
         return self._prepared.popleft()
 
-    def state_dict(self) -> dict[str, Any]:
+    def versions(self) -> Int64s:
+        """Per slot that holds a sample a number that changes whenever it is written."""
+        return self.shard.versions[: self.shard.stored].astype(np.int64)
+
+    def state_dict(self, slots: Int64s | None = None) -> dict[str, Any]:
+        """Everything that the next step depends on; of the samples only those in `slots`, if given."""
         return {
             "step": self.step,
             "started": self._started,
@@ -117,7 +122,7 @@ class PythonEngine:
                 {"sizes": list(draw.sizes), "columns": {name: value.clone() for name, value in draw.columns.items()}}
                 for draw in self._prepared
             ],
-            "shard": self.shard.state_dict(),
+            "shard": self.shard.state_dict(slots),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from reprise.buffer import reach, snapshot
 from reprise.buffer.batches import CopiedBatches
 from reprise.buffer.native_engine import Address, NativeEngine, Reach
+from reprise.buffer.policies.random_words import Int64s
 from reprise.buffer.python_engine import PythonEngine
 from reprise.buffer.schema import Draw, Field, Prepared, Spec, draws_of
 from reprise.runtime import dist as runtime_dist
@@ -237,10 +238,19 @@ class RehearsalBuffer:
         self._open()
         self._engine.drain()
 
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's shard, counters, position in the random streams and draws in flight; tensors and numbers only."""
+    def state_dict(self, slots: Int64s | None = None) -> dict[str, Any]:
+        """This rank's shard, counters, position in the random streams and draws in flight; tensors and numbers only.
+
+        slots: of the samples only those in these slots, for increments.py; it cannot be loaded then.
+        """
         self._open()
-        return {"schema": snapshot.schema_of(self.spec), "rank": self.spec.rank, "engine": self._engine.state_dict()}
+        schema = snapshot.schema_of(self.spec)
+        return {"schema": schema, "rank": self.spec.rank, "engine": self._engine.state_dict(slots)}
+
+    def versions(self) -> Int64s:
+        """Per slot of this rank that holds a sample a number that changes whenever it is written."""
+        self._open()
+        return self._engine.versions()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back `state_dict()` of the same rank. Raises UserError naming what differs; then nothing is changed."""

@@ -24,6 +24,7 @@ class Shard:
         self.words = RandomWords(spec.seed, spec.rank)
         self.policy = POLICIES[spec.policy](spec.share)
         self.submitted = 0
+        self.versions = np.zeros(spec.share, dtype=np.uint32)  # how often each slot has been written
         self.columns: Columns = {name: field.empty(spec.share, _CPU) for name, field in spec.fields.items()}
         self.columns["y"] = torch.empty(spec.share, dtype=torch.int64)
         self.columns["task"] = torch.empty(spec.share, dtype=torch.int64)
@@ -46,6 +47,7 @@ class Shard:
         self.submitted += batch_size
         if not len(rows):
             return
+        self.versions[slots] += 1
         source, target = torch.from_numpy(candidates[rows]), torch.from_numpy(slots)
         whole = len(rows) == batch_size  # every row is written: no need to pick rows out of the batch first
         for name, column in self.columns.items():
@@ -65,17 +67,19 @@ class Shard:
         labels, counts = torch.unique(self.columns["y"][: self.stored], return_counts=True)
         return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Contents and counters as tensors and numbers; the tensors are copies."""
+    def state_dict(self, slots: Int64s | None = None) -> dict[str, Any]:
+        """Contents (of `slots`, if given) and counters as tensors and numbers; the tensors are copies."""
+        chosen = torch.arange(self.stored) if slots is None else torch.from_numpy(slots)
         return {
             "submitted": self.submitted,
             "policy": {name: _as_tensor(value) for name, value in self.policy.state_dict().items()},
-            "columns": {name: column[: self.stored].clone() for name, column in self.columns.items()},
+            "columns": {n: as_words(c).index_select(0, chosen).view(c.dtype) for n, c in self.columns.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.submitted = int(state["submitted"])
         self.policy.load_state_dict(policy_arrays(state))
+        self.versions[: self.stored] += 1
         for name, column in self.columns.items():
             column[: self.stored].copy_(state["columns"][name])
 

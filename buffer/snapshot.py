@@ -1,13 +1,15 @@
-"""Saved buffers: one file per rank and a manifest that makes them valid all at once; read on any number of ranks.
+"""Saved buffers: files of each rank and a manifest that makes them valid all at once; read on any number of ranks.
 
 Files hold tensors, numbers and strings only (read with torch's weights_only). The manifest names every file with its
-SHA-256, so a damaged, missing or half-written file is found before anything is used.
+SHA-256, so a damaged, missing or half-written file is found before anything is used. A rank has one file, or a chain of
+them: all samples, then in each further file those that have changed (increments.py); the last one's counters hold.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +18,21 @@ from reprise.buffer.policies import POLICIES
 from reprise.buffer.policies.base import split_counts
 from reprise.buffer.schema import Spec, as_words
 from reprise.buffer.shard import policy_arrays
+from reprise.runtime import tensor_file
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
 from reprise.runtime.files import atomic_write, disk_errors, sha256
 
 MANIFEST = "buffer.json"
-FORMAT = 2
+FORMAT = 3
+
+
+class ShardFile(NamedTuple):
+    """A file of one rank. rows: samples in it."""
+
+    file: str
+    sha256: str
+    rows: int
 
 
 def schema_of(spec: Spec) -> dict[str, Any]:
@@ -53,32 +64,43 @@ def check_schema(saved: dict[str, Any], spec: Spec, where: str) -> None:
 
 def save(folder: Path, state: dict[str, Any], comm: Communicator) -> None:
     """Write this rank's `state`; rank 0 then writes the manifest. Collective; raises UserError on every rank."""
-    generation = comm.broadcast_object(_next_generation(folder) if comm.rank == 0 else None, name="rehearsal.save")
-    path = folder / f"shard-{comm.rank:05d}-of-{comm.size:05d}.{generation}.pt"
-    entry: dict[str, Any] = {"file": path.name}
+    generation = comm.broadcast_object(_next_generation(folder) if comm.rank == 0 else 0, name="rehearsal.save")
+    own: ShardFile | None = None
+    problem = ""
     try:
-        with atomic_write(path, "wb") as stream:
-            torch.save(state, stream)
-        entry["sha256"] = sha256(path)
-    except (UserError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        entry["error"] = str(error).splitlines()[0]
-    entries = comm.allgather_object(entry, name="rehearsal.save")
-    failed = [(rank, e["error"]) for rank, e in enumerate(entries) if "error" in e]
+        own = write_shard(folder, state, generation)
+    except UserError as error:
+        problem = str(error)
+    written = comm.allgather_object((own, problem), name="rehearsal.save")
+    files = [file for file, _ in written if file is not None]
+    failed = [(rank, text) for rank, (_, text) in enumerate(written) if text]
     if not failed and comm.rank == 0:
         try:
-            with atomic_write(folder / MANIFEST) as stream:
-                body = {"schema": state["schema"], "generation": generation, "shards": entries}
-                json.dump({**body, "sha256": _digest(body)}, stream, indent=1)
+            write_manifest(folder, state["schema"], [(file,) for file in files])
         except UserError as error:
             failed = [(0, str(error))]
     failed = comm.broadcast_object(failed, name="rehearsal.save")
     if failed:
-        if "error" not in entry:
-            path.unlink(missing_ok=True)
+        if own:
+            (folder / own.file).unlink(missing_ok=True)
         raise UserError(f"the rehearsal buffer was not saved: rank {failed[0][0]}: {failed[0][1]}")
     if comm.rank == 0:
-        for old in set(folder.glob("shard-*.pt")) - {folder / e["file"] for e in entries}:
+        for old in set(folder.glob("shard-*.pt")) - {folder / file.file for file in files}:
             old.unlink(missing_ok=True)
+
+
+def write_shard(folder: Path, state: dict[str, Any], number: int) -> ShardFile:
+    """Write one rank's `state_dict()`. Raises UserError on disk errors."""
+    path = folder / f"shard-{state['rank']:05d}-of-{state['schema']['world_size']:05d}.{number}.pt"
+    digest = tensor_file.save(path, state)
+    return ShardFile(path.name, digest, len(state["engine"]["shard"]["columns"]["y"]))
+
+
+def write_manifest(folder: Path, schema: dict[str, Any], shards: Sequence[Sequence[ShardFile]]) -> None:
+    """Make the ranks' files, by rank, a saved buffer. Raises UserError on disk errors."""
+    body = {"schema": schema, "shards": [[file._asdict() for file in files] for files in shards]}
+    with atomic_write(folder / MANIFEST) as stream:
+        json.dump({**body, "sha256": _digest(body)}, stream, indent=1)
 
 
 def read(folder: Path, spec: Spec) -> tuple[dict[str, Any], int | None]:
@@ -109,17 +131,47 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     raise UserError(f"'{path}' is damaged; restore from an earlier checkpoint")
 
 
+def check_files(folder: Path, manifest: dict[str, Any], rank: int) -> None:
+    """Raise UserError for a missing or changed file of a saved rank."""
+    for entry in manifest["shards"][rank]:
+        path = folder / entry["file"]
+        if not path.is_file():
+            raise UserError(f"saved rehearsal buffer: '{path}' is missing; restore from an earlier checkpoint")
+        with disk_errors("read", path):
+            digest = sha256(path)
+        if digest != entry["sha256"]:
+            raise UserError(
+                f"saved rehearsal buffer: '{path}' is damaged (SHA-256 differs); restore an earlier checkpoint"
+            )
+
+
 def read_shard(folder: Path, manifest: dict[str, Any], rank: int) -> dict[str, Any]:
-    """State of one saved rank, mapped from its file. Raises UserError for a missing or changed file."""
-    entry = manifest["shards"][rank]
-    path = folder / entry["file"]
-    if not path.is_file():
-        raise UserError(f"saved rehearsal buffer: '{path}' is missing; restore from an earlier checkpoint")
-    with disk_errors("read", path):
-        digest = sha256(path)
-    if digest != entry["sha256"]:
-        raise UserError(f"saved rehearsal buffer: '{path}' is damaged (SHA-256 differs); restore an earlier checkpoint")
-    return dict(torch.load(path, weights_only=True, mmap=True))
+    """State of one saved rank, mapped where it is one file. Raises UserError for a missing or changed file."""
+    check_files(folder, manifest, rank)
+    first, *later = (
+        dict(torch.load(folder / entry["file"], weights_only=True, mmap=True)) for entry in manifest["shards"][rank]
+    )
+    return _joined(first, later) if later else first
+
+
+def _joined(first: dict[str, Any], later: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state that a chain of files comes to."""
+    columns = {}
+    ends = [1 + int(state["slots"][-1]) for state in later if len(state["slots"])]
+    rows = max([len(_column(first, "y")), *ends])
+    for name, samples in first["engine"]["shard"]["columns"].items():
+        whole = torch.empty((rows, *samples.shape[1:]), dtype=samples.dtype)
+        whole[: len(samples)] = samples
+        for state in later:
+            as_words(whole).index_copy_(0, state["slots"], as_words(_column(state, name)))
+        columns[name] = whole
+    last = later[-1]
+    return {**last, "engine": {**last["engine"], "shard": {**last["engine"]["shard"], "columns": columns}}}
+
+
+def _column(state: dict[str, Any], name: str) -> torch.Tensor:
+    column: torch.Tensor = state["engine"]["shard"]["columns"][name]
+    return column
 
 
 def reshard(folder: Path, manifest: dict[str, Any], spec: Spec) -> tuple[dict[str, Any], int]:
@@ -163,8 +215,13 @@ def reshard(folder: Path, manifest: dict[str, Any], spec: Spec) -> tuple[dict[st
 
 
 def _next_generation(folder: Path) -> int:
-    used = [int(number) for path in folder.glob("shard-*.*.pt") if (number := path.name.split(".")[1]).isdigit()]
-    return max(used, default=0) + 1
+    return max((generation_of(path.name) for path in folder.glob("shard-*.*.pt")), default=0) + 1
+
+
+def generation_of(name: str) -> int:
+    """The number in a shard file's name; 0 where it has none."""
+    number = name.split(".")[1]
+    return int(number) if number.isdigit() else 0
 
 
 def _digest(manifest: dict[str, Any]) -> str:

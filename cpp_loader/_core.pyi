@@ -93,7 +93,12 @@ class Engine:
     def started(self) -> bool: ...
     def labels(self) -> npt.NDArray[np.int64]: ...
     def policy_state(self) -> dict[str, int | npt.NDArray[np.int64]]: ...
-    def read_column(self, column: int, target: int) -> None: ...
+    def versions(self) -> npt.NDArray[np.int64]:
+        """How often each slot that holds a sample has been written."""
+
+    def read_column(self, column: int, slots: npt.NDArray[np.int64], target: int) -> None:
+        """Copy a column of the samples in `slots` to an address. ValueError for a slot without a sample."""
+
     def load(
         self,
         policy: dict[str, int | npt.NDArray[np.int64]],

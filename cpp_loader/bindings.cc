@@ -12,6 +12,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -46,6 +47,8 @@ struct Memory {
   std::shared_ptr<reprise::Slab> slab;
 };
 
+using Int64s = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
 py::array_t<int64_t> ToArray(const std::vector<int64_t>& values) {
   return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
 }
@@ -68,7 +71,7 @@ reprise::PolicyState FromDict(const py::dict& state) {
     if (py::isinstance<py::int_>(value)) {
       result[py::cast<std::string>(key)] = py::cast<int64_t>(value);
     } else {
-      const auto array = py::cast<py::array_t<int64_t, py::array::c_style | py::array::forcecast>>(value);
+      const auto array = py::cast<Int64s>(value);
       result[py::cast<std::string>(key)] = std::vector<int64_t>(array.data(), array.data() + array.size());
     }
   }
@@ -390,13 +393,15 @@ PYBIND11_MODULE(_core, module) {
           "mass", [](BoundEngine& self) { return self.engine().mass(); }, Release())
       .def("started", [](const BoundEngine& self) { return self.engine().started(); })
       .def("labels", [](BoundEngine& self) { return ToArray(self.engine().labels()); })
+      .def("versions", [](BoundEngine& self) { return ToArray(self.engine().versions()); })
       .def("policy_state", [](BoundEngine& self) { return ToDict(self.engine().policy_state()); })
       .def(
           "read_column",
-          [](BoundEngine& self, size_t column, Address target) {
-            self.engine().ReadColumn(column, reinterpret_cast<std::byte*>(target));
-          },
-          Release())
+          [](BoundEngine& self, size_t column, const Int64s& slots, Address target) {
+            const std::span<const int64_t> wanted(slots.data(), static_cast<size_t>(slots.size()));
+            const py::gil_scoped_release release;
+            self.engine().ReadColumn(column, wanted, reinterpret_cast<std::byte*>(target));
+          })
       .def("load", &BoundEngine::Load)
       .def(
           "adopt_draw",

@@ -7,6 +7,8 @@ pictures are drawn by plots.py, checkpoints are train's. The paths of all of the
 import csv
 import json
 import shlex
+import shutil
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -46,24 +48,30 @@ class RunFolder:
             for pattern in _WRITTEN_BY_A_RUN:
                 for old in self.path.glob(pattern):
                     old.unlink()
-            if self.checkpoints.exists():
+            if self.checkpoints.exists() and any(self.checkpoints.iterdir()):  # empty it may be a mounted disk
                 self.checkpoints.rename(self._unused_old())
 
-    def go_on_from(self, step: int, tasks_done: int) -> None:
-        """Continue this folder's own run: forget what it wrote after `step`, and put later checkpoints apart."""
+    def go_on_from(self, rows: int, later: Sequence[Path]) -> None:
+        """Continue this folder's own run: keep the first `rows` metrics, and put `later` checkpoints apart."""
         with disk_errors("clear", self.path):
             for name in (summary_schema.FILE_NAME, self.timeline_png.name):
                 (self.path / name).unlink(missing_ok=True)
-            later = [p for p in self.checkpoints.glob("task_*") if int(p.name.removeprefix("task_")) >= tasks_done]
+            for partial in self.checkpoints.glob(".*.partial"):
+                shutil.rmtree(partial)
             if later:
                 apart = self._unused_old()
                 apart.mkdir()
                 for folder in later:
                     folder.rename(apart / folder.name)
-        sinks.forget_after(step, self.metrics_csv, self.metrics_jsonl)
+        sinks.keep_rows(rows, self.metrics_csv, self.metrics_jsonl)
 
     def _unused_old(self) -> Path:
         return next(p for n in count(1) if not (p := self.path / f"checkpoints.old-{n}").exists())
+
+    @staticmethod
+    def finished(path: Path) -> bool:
+        """Whether the run of the folder `path` came to its end."""
+        return (path / summary_schema.FILE_NAME).is_file()
 
     @property
     def log(self) -> Path:

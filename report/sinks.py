@@ -75,13 +75,13 @@ class CsvSink:
             raise UserError(f"'{path}' starts with '{first[:40]}', expected '{header}'; move it away or rename the run")
 
     def log(self, row: MetricRow) -> None:
-        """Append one line; UserError when the disk is full."""
+        """Append one line."""
         line = io.StringIO()
         csv.writer(line, lineterminator="").writerow(astuple(row))
         self._file.append(line.getvalue())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; UserError when the disk has refused some of it to the end."""
         self._file.close()
 
 
@@ -92,28 +92,25 @@ class JsonlSink:
         self._file = _LineFile(path)
 
     def log(self, row: MetricRow) -> None:
-        """Append one line; UserError when the disk is full."""
+        """Append one line."""
         entry = asdict(row)
         if not math.isfinite(row.value):
             entry["value"] = None  # JSON has no NaN; readers such as jq stop at one
         self._file.append(json.dumps(entry))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; UserError when the disk has refused some of it to the end."""
         self._file.close()
 
 
-def forget_after(step: int, metrics_csv: Path, metrics_jsonl: Path) -> None:
-    """Remove the rows later than `step`: a run that goes on from a checkpoint logs them again."""
-    if metrics_csv.exists():
-        header, *lines = metrics_csv.read_text(encoding="utf-8").splitlines(keepends=True)
-        column = header.strip().split(",").index("step")
-        with atomic_write(metrics_csv) as stream:
-            stream.writelines([header, *(line for line in lines if int(line.split(",")[column]) <= step)])
-    if metrics_jsonl.exists():
-        lines = metrics_jsonl.read_text(encoding="utf-8").splitlines(keepends=True)
-        with atomic_write(metrics_jsonl) as stream:
-            stream.writelines(line for line in lines if json.loads(line)["step"] <= step)
+def keep_rows(rows: int, metrics_csv: Path, metrics_jsonl: Path) -> None:
+    """Remove all but the first `rows` rows: a run that goes on from a checkpoint logs the others again."""
+    for path, lines in ((metrics_csv, 1 + rows), (metrics_jsonl, rows)):
+        if path.exists():
+            with disk_errors("read", path):
+                kept = path.read_bytes().splitlines(keepends=True)[:lines]
+            with atomic_write(path, "wb") as stream:
+                stream.writelines(kept)
 
 
 class TensorBoardSink:
@@ -191,7 +188,10 @@ class WandbSink:
 
 
 class _LineFile:
-    """A text file that always ends in a whole line: one cut off by a crash is removed, a failed one taken back."""
+    """A text file that always ends in a whole line: one cut off by a crash is removed, a failed one taken back.
+
+    Lines that a full disk refuses are kept and tried again with the next one, and at the end: training goes on.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -203,19 +203,34 @@ class _LineFile:
             content = self._stream.read()
             self._size = content.rfind(b"\n") + 1
             self._stream.truncate(self._size)
+        self._pending = b""
         self.first_line = content[: self._size].splitlines()[0].decode(errors="replace") if self._size else None
 
     def append(self, line: str) -> None:
-        data = line.encode() + b"\n"
+        refused_before = bool(self._pending)
+        self._pending += line.encode() + b"\n"
+        try:
+            self._write()
+        except UserError as error:
+            if not refused_before:
+                logger.error("%s; its rows are kept in memory and tried again", error)
+
+    def close(self) -> None:
+        """Raises UserError when there are rows that could not be written."""
+        try:
+            if not self._stream.closed:
+                self._write()
+        finally:
+            self._stream.close()
+
+    def _write(self) -> None:
+        data, written = self._pending, 0
         with disk_errors("write", self._path):
             try:
-                written = 0
                 while written < len(data):
                     written += self._stream.write(data[written:])
             except OSError:
                 self._stream.truncate(self._size)
                 raise
         self._size += len(data)
-
-    def close(self) -> None:
-        self._stream.close()
+        self._pending = b""

@@ -41,6 +41,15 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             raise
 
 
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder outlive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

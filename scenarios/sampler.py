@@ -41,17 +41,26 @@ class TrainSampler:
         self.world_size = world_size
         self.seed = seed
         self.task = task
-        self._epoch = 0
-        self._full_steps, rest = divmod(num_samples, batch_size * world_size)
-        last = rest // world_size
-        self._last_size = 0 if last == 1 and self._full_steps else last
+        self.set_epoch(0)
+        self.steps = len(self)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next iteration. epoch: of this task, from 0; the same on every rank."""
+    def set_epoch(self, epoch: int, samples: int = 0) -> None:
+        """Choose the order of the next iteration. epoch: of this task, from 0. samples: of its order, how many are done
+        already, on all ranks together. The same on every rank.
+        """
         self._epoch = epoch
+        self._done = samples
+        self._full_steps, rest = divmod(max(0, self.num_samples - samples), self.batch_size * self.world_size)
+        last = rest // self.world_size
+        self._last_size = 0 if last == 1 and (self._full_steps or samples) else last
+
+    def fraction(self, step: int) -> float:
+        """How much of the epoch is done before step `step` of what is left of it."""
+        before = self._done / (self.batch_size * self.world_size)
+        return (before + step) / (before + len(self))
 
     def __len__(self) -> int:
-        """Steps per epoch, the same on every rank."""
+        """Steps left of the epoch, the same on every rank. `steps`: of a whole one."""
         return self._full_steps + (self._last_size > 0)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -59,7 +68,7 @@ class TrainSampler:
         order = torch.randperm(self.num_samples, generator=generator)
         for step in range(len(self)):
             size = self.batch_size if step < self._full_steps else self._last_size
-            start = step * self.batch_size * self.world_size + self.rank * size
+            start = self._done + step * self.batch_size * self.world_size + self.rank * size
             yield order[start : start + size].tolist()
 
 

@@ -1,128 +1,253 @@
-"""Checkpoints at task ends: everything the next task depends on, of every rank, valid all at once or not at all.
+"""What a checkpoint is: everything the next step depends on, of every rank, valid all at once or not at all.
 
-checkpoints/task_<i>/ holds model.pt (strategy, rank 0), rank_<k>.pt (this rank's generators), buffer/ (see
-buffer/snapshot.py) and, written last, checkpoint.json with the checksums. A folder without it is not a checkpoint.
+A folder with model.pt (strategy, rank 0), rank_<k>.pt (generators and running statistics of that rank), buffer/ (see
+buffer/snapshot.py) and, written last, checkpoint.json with the SHA-256 of each file and of itself. It is written under
+another name and renamed when it is whole, so a folder that is called as one of `NAMES` and has no checkpoint.json has
+been damaged. When and by whom checkpoints are written is in checkpointer.py.
 """
 
+import copy
+import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from reprise.buffer import RehearsalBuffer
+from reprise.buffer import check_saved
 from reprise.cl_models.base import ContinualModel
 from reprise.runtime.dist import Communicator
-from reprise.runtime.errors import UserError
-from reprise.runtime.files import atomic_write, sha256
+from reprise.runtime.errors import SharedUserError, UserError
+from reprise.runtime.files import atomic_write, disk_errors, sha256
 from reprise.runtime.seeds import rng_state, set_rng_state
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
+MODEL = "model.pt"
+BUFFER = "buffer"
+FORMAT = 2
+NAMES = ("task_*", "step_*")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: tasks finished, steps, images, seconds, rows of the matrices, the untrained model's row.
+    """How far a run is. Counts are over all ranks; tasks, epochs and steps are those that are done.
 
-    Reconstruction: class_il holds rows of mean absolute errors, task_il stays empty.
+    epoch, samples: of the task under way; samples: of the epoch under way. trained: its training is over, and it has
+    not been evaluated. rows: lines in metrics.csv. class_il, task_il: rows of the matrices; untrained: of the untrained
+    model. Reconstruction: class_il holds rows of mean absolute errors, task_il stays empty.
     """
 
-    tasks_done: int
-    steps: int
-    images: int
-    train_seconds: float
-    class_il: list[list[float]]
-    task_il: list[list[float]]
-    untrained: list[float]
     fingerprint: dict[str, Any]
+    tasks_done: int = 0
+    epoch: int = 0
+    samples: int = 0
+    trained: bool = False
+    steps: int = 0
+    images: int = 0
+    rows: int = 0
+    train_seconds: float = 0.0
+    class_il: tuple[tuple[float, ...], ...] = ()
+    task_il: tuple[tuple[float, ...], ...] = ()
+    untrained: tuple[float, ...] = ()
+
+    @property
+    def between_tasks(self) -> bool:
+        return not (self.epoch or self.samples or self.trained)
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint's folder."""
+        if self.between_tasks:
+            return f"task_{self.tasks_done - 1:02d}"
+        return f"step_{self.steps:08d}" + ("_trained" if self.trained else "")
+
+    @property
+    def age(self) -> tuple[int, bool, int, int, int]:
+        """Orders the checkpoints of a run."""
+        return self.tasks_done, self.trained, self.epoch, self.samples, self.steps
 
 
-def save(
-    folder: Path, progress: Progress, strategy: ContinualModel, buffer: RehearsalBuffer | None, comm: Communicator
-) -> None:
-    """Write a checkpoint to `folder`. Collective. A disk error is logged on rank 0 and training goes on without it."""
-    problem = ""
-    digests: dict[str, str] = {}
-    try:
-        if comm.rank == 0:
-            (folder / MANIFEST).unlink(missing_ok=True)
-            digests["model.pt"] = _write(folder / "model.pt", strategy.state_dict())
-        own = {"rng": rng_state(), "augment_rng": strategy.parts.augment_rng.get_state()}
-        digests[f"rank_{comm.rank:05d}.pt"] = _write(folder / f"rank_{comm.rank:05d}.pt", own)
-    except (OSError, UserError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        problem = f"rank {comm.rank}: {str(error).splitlines()[0]}"
-    reports = comm.allgather_object((problem, digests), name="checkpoint")
-    problems = [text for text, _ in reports if text]
-    if not problems and buffer is not None:
-        try:
-            buffer.save(folder / "buffer")
-        except UserError as error:  # raised on every rank alike
-            problems = [str(error)]
-    if comm.rank:
-        return
-    if not problems:
-        files = {name: digest for _, part in reports for name, digest in part.items()}
-        manifest = {"progress": vars(progress), "world_size": comm.size, "files": files}
-        try:
-            with atomic_write(folder / MANIFEST) as stream:
-                json.dump(manifest, stream, indent=1)
-        except UserError as error:
-            problems = [str(error)]
-    if problems:
-        logger.error("no checkpoint after task %d: %s", progress.tasks_done - 1, problems[0])
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that can be gone on from."""
+
+    folder: Path
+    progress: Progress
+    world_size: int
 
 
-def find(path: str | Path) -> Path:
-    """The checkpoint that `path` means: a checkpoint folder, or a run folder's newest one. Raises UserError."""
+class DamagedError(UserError):
+    """A checkpoint that cannot be used, whatever the run: a file is missing, cut off or changed."""
+
+
+# ---- writing
+
+
+def write_manifest(folder: Path, progress: Progress, world_size: int, files: dict[str, str]) -> None:
+    """Make the files in `folder` a checkpoint. files: name -> SHA-256. Raises UserError on disk errors."""
+    body = {"format": FORMAT, "progress": asdict(progress), "world_size": world_size, "files": files}
+    with atomic_write(folder / MANIFEST) as stream:
+        json.dump({**body, "sha256": _digest(body)}, stream, indent=1)
+
+
+def rank_file(rank: int) -> str:
+    return f"rank_{rank:05d}.pt"
+
+
+def state_of_rank(strategy: ContinualModel) -> dict[str, Any]:
+    """What differs between ranks: generators, and the running statistics of batches that only this rank has seen."""
+    return {
+        "rng": rng_state(),
+        "augment_rng": strategy.parts.augment_rng.get_state(),
+        "statistics": on_host(_statistics(strategy)),
+    }
+
+
+def on_host(state: Any) -> Any:
+    """A copy of nested dictionaries, lists and tuples, with copies of their tensors in host memory."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: on_host(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(on_host(value) for value in state)
+    return copy.copy(state)
+
+
+# ---- reading
+
+
+def find(path: str | Path) -> list[Path]:
+    """The checkpoints that `path` means, newest first: it is one itself, or a run's folder, or its checkpoints/.
+
+    Those whose manifest cannot be read come first.
+    """
     path = Path(path)
     if (path / MANIFEST).is_file():
-        return path
-    found = [m.parent for pattern in ("checkpoints/task_*", "task_*") for m in path.glob(f"{pattern}/{MANIFEST}")]
-    if not found:
-        raise UserError(f"no checkpoint in '{path}': expected {MANIFEST} there or in its checkpoints/; check the path")
-    return max(found, key=lambda folder: int(folder.name.removeprefix("task_")))
+        return [path]
+    found = [folder for pattern in NAMES for at in (path / "checkpoints", path) for folder in at.glob(pattern)]
+
+    def newest_last(folder: Path) -> tuple[bool, tuple[int, ...]]:
+        try:
+            return False, read_manifest(folder).progress.age
+        except DamagedError:
+            return True, ()
+
+    return sorted((folder for folder in found if folder.is_dir()), key=newest_last, reverse=True)
 
 
-def read(folder: Path, fingerprint: dict[str, Any]) -> Progress:
-    """Check a checkpoint's files and configuration and return how far it got. Raises UserError naming what is wrong."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        progress = Progress(**manifest["progress"])
-        files = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"checkpoint '{folder / MANIFEST}' is damaged ({error}); load an earlier one") from error
-    for key, value in fingerprint.items():
-        if progress.fingerprint.get(key) != value:
-            raise UserError(
-                f"checkpoint '{folder}' was made with {key} {progress.fingerprint.get(key)!r}, this run has {value!r}; "
-                f"use the same {key} or start a new run"
-            )
-    for name, digest in files.items():
-        if not (folder / name).is_file():
-            raise UserError(f"checkpoint '{folder}': {name} is missing; load an earlier one")
-        if sha256(folder / name) != digest:
-            raise UserError(f"checkpoint '{folder}': {name} is damaged (SHA-256 differs); load an earlier one")
-    return progress
+def read_manifest(folder: Path) -> Checkpoint:
+    """Raises DamagedError."""
+    _, checkpoint = _read_manifest(folder)
+    return checkpoint
 
 
-def load(folder: Path, strategy: ContinualModel, comm: Communicator) -> None:
+def choose(path: str | Path, fingerprint: dict[str, Any], comm: Communicator, *, falls_back: bool) -> Checkpoint | None:
+    """The newest checkpoint that `path` means; None where there is none. Collective.
+
+    falls_back: a damaged one is named and the one before it taken; otherwise it is refused. Raises SharedUserError for
+    that, when none is left, and for a checkpoint of another configuration, naming what differs.
+    """
+    candidates = comm.broadcast_object(comm.agree(lambda: find(path)), name="checkpoints")
+    for folder in candidates:
+        problem = _check(folder, comm)
+        if not problem:
+            checkpoint = comm.agree(lambda folder=folder: read_manifest(folder))  # type: ignore[misc]
+            _compare(checkpoint, fingerprint)
+            return checkpoint
+        if not falls_back:
+            raise SharedUserError(f"{problem}; load an earlier one")
+        if comm.rank == 0:
+            logger.warning("%s; going back to the one before", problem)
+    if candidates:
+        raise SharedUserError(f"no checkpoint in '{path}' is whole; leave out --resume to begin anew")
+    return None
+
+
+def load(checkpoint: Checkpoint, strategy: ContinualModel, comm: Communicator) -> None:
     """Put a checkpoint's strategy and this rank's generators back. The buffer is restored by whoever builds it."""
-    strategy.load_state_dict(torch.load(folder / "model.pt", weights_only=True, map_location="cpu"))
-    own = folder / f"rank_{comm.rank:05d}.pt"
-    saved_by = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["world_size"]
-    if saved_by == comm.size:
-        state = torch.load(own, weights_only=True)
+    strategy.load_state_dict(torch.load(checkpoint.folder / MODEL, weights_only=True, map_location="cpu"))
+    if checkpoint.world_size == comm.size:
+        state = torch.load(checkpoint.folder / rank_file(comm.rank), weights_only=True)
         set_rng_state(state["rng"])
         strategy.parts.augment_rng.set_state(state["augment_rng"])
+        for name, own in _statistics(strategy).items():
+            own.copy_(state["statistics"][name])
     elif comm.rank == 0:
-        logger.warning("checkpoint of %d ranks on %d: generators start anew from the seed", saved_by, comm.size)
+        saved_by, now = checkpoint.world_size, comm.size
+        logger.warning("checkpoint of %d ranks on %d: generators start anew from the seed", saved_by, now)
 
 
-def _write(path: Path, state: dict[str, Any]) -> str:
-    with atomic_write(path, "wb") as stream:
-        torch.save(state, stream)
-    return sha256(path)
+def load_means(checkpoint: Checkpoint, comm: Communicator) -> dict[str, Any]:
+    """This rank's means of the epoch under way; {} on another number of ranks."""
+    if checkpoint.world_size != comm.size:
+        return {}
+    return dict(torch.load(checkpoint.folder / rank_file(comm.rank), weights_only=True)["means"])
+
+
+def _statistics(strategy: ContinualModel) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in strategy.network.named_buffers() if buffer.is_floating_point()}
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, str], Checkpoint]:
+    path = folder / MANIFEST
+    try:
+        with disk_errors("read", path):
+            text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        if manifest.pop("sha256") != _digest(manifest):
+            raise ValueError("its own SHA-256 differs")
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
+        files = dict(manifest["files"])
+        return files, Checkpoint(folder, Progress(**_tuples(manifest["progress"])), int(manifest["world_size"]))
+    except UserError as error:
+        raise DamagedError(f"checkpoint '{folder}' is not whole: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"checkpoint '{path}' is damaged ({' '.join(str(error).split())})") from error
+
+
+def _check(folder: Path, comm: Communicator) -> str:
+    """What is wrong with a checkpoint; empty if nothing is. Every rank checks its share of the files. Collective."""
+    problem = ""
+    try:
+        files, _ = _read_manifest(folder)
+        for name, digest in list(files.items())[comm.rank :: comm.size]:
+            if not (folder / name).is_file():
+                raise DamagedError(f"checkpoint '{folder}': {name} is missing")
+            with disk_errors("read", folder / name):
+                found = sha256(folder / name)
+            if found != digest:
+                raise DamagedError(f"checkpoint '{folder}': {name} is damaged (SHA-256 differs)")
+        if (folder / BUFFER).exists():
+            check_saved(folder / BUFFER, comm.rank, comm.size)
+    except UserError as error:
+        problem = str(error)
+    return next(filter(None, comm.allgather_object(problem, name="checkpoint")), "")
+
+
+def _compare(checkpoint: Checkpoint, fingerprint: dict[str, Any]) -> None:
+    saved = checkpoint.progress.fingerprint
+    for key, value in fingerprint.items():
+        if saved.get(key) != value:
+            raise SharedUserError(
+                f"checkpoint '{checkpoint.folder}' was made with {key} {saved.get(key)!r}, this run has {value!r}; "
+                f"use the same {key} or start a new run"
+            )
+
+
+def _tuples(progress: dict[str, Any]) -> dict[str, Any]:
+    def rows(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+    return {**progress, **{key: rows(progress[key]) for key in ("class_il", "task_il", "untrained")}}
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -5,6 +5,7 @@ the sample's task). Where targets are reconstructed it gives the mean absolute e
 ranks in one collective at the end, so no rank waits per batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,8 +52,9 @@ def evaluate(
     *,
     batch_size: int,
     device: torch.device,
+    after_each: Callable[[], None],
 ) -> Scores:
-    """Score `strategy` on every task. Collective. batch_size: per rank."""
+    """Score `strategy` on every task. Collective. batch_size: per rank. after_each: called after each task."""
     reconstructs = scenario.target_shape is not None
     # Rows: correct (class-incremental) or sum of absolute errors, correct (task-incremental), summed loss, samples.
     totals = torch.zeros((4, len(scenario.tasks)), dtype=torch.float64, device=device)
@@ -69,6 +71,7 @@ def evaluate(
                 totals[1, task.index] += (known_task.argmax(dim=1) == y).sum()
             totals[2, task.index] += strategy.parts.loss(outputs, y).sum()
             totals[3, task.index] += len(y)
+        after_each()
     counts = comm.allreduce(totals.cpu(), op="sum", name="evaluation").numpy()
     class_il, task_il, loss = counts[:3] / counts[3]
     return Scores(class_il, None if reconstructs else task_il, loss, counts[3].astype(np.int64))

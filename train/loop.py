@@ -6,14 +6,13 @@ A training step is three lines in `_train_task`: set the learning rate, load a b
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 
-from reprise.buffer import RehearsalBuffer
 from reprise.cl_models.base import ContinualModel
 from reprise.report.progress import EpochProgress
 from reprise.report.sinks import MetricRow, Sink
@@ -24,8 +23,8 @@ from reprise.scenarios.loader import Batches, train_loader
 from reprise.scenarios.sampler import TrainSampler
 from reprise.scenarios.scenario import Scenario
 from reprise.scenarios.task import Task
-from reprise.train import checkpoint
 from reprise.train.checkpoint import Progress
+from reprise.train.checkpointer import Checkpointer
 from reprise.train.evaluation import Scores, average_statistics, evaluate
 from reprise.train.regime import Regime
 
@@ -44,12 +43,11 @@ class Settings:
     loader_workers: int
     evaluates: bool
     device: torch.device
-    checkpoints: Path | None
-    fingerprint: dict[str, Any]
 
 
 class Loop:
-    """Trains a strategy on a scenario. regime_for: task -> its optimiser regime.
+    """Trains a strategy on a scenario. regime_for: task -> its optimiser regime. progress: how far the run is already;
+    means: of this rank in the epoch under way.
 
     Making it raises SharedUserError when a task has too few samples for the batch size.
     """
@@ -63,74 +61,91 @@ class Loop:
         *,
         optimizer: torch.optim.Optimizer,
         regime_for: Callable[[int], Regime],
-        buffer: RehearsalBuffer | None,
         spans: Spans,
+        progress: Progress,
+        means: dict[str, Any],
     ) -> None:
         self.strategy = strategy
         self.scenario = scenario
         self.comm = comm
         self.settings = settings
         self.optimizer = optimizer
-        self.buffer = buffer
+        self.progress = progress
+        self._means = means
         self._regime_for = regime_for
         self._spans = spans
         self._samplers = [self._sampler(task) for task in scenario.tasks]
-        self.progress = Progress(0, 0, 0, 0.0, [], [], [], settings.fingerprint)
 
-    def run(self, sink: Sink, on_evaluation: Callable[[Progress], None], resumed: Progress | None = None) -> Progress:
-        """Train the tasks that `resumed` has not finished; returns how far it got, the same on every rank.
+    def run(self, sink: Sink, on_evaluation: Callable[[Progress], None], checkpointer: Checkpointer) -> Progress:
+        """Train what is left; returns how far it got, the same on every rank.
 
-        sink: gets every number measured. on_evaluation: called on rank 0 after each evaluation. Collective.
+        sink: gets every number measured. on_evaluation: called on rank 0 after each evaluation. Collective. Raises
+        StoppedError when a signal has asked for it, with everything saved.
         """
-        self._sink, self._on_evaluation = sink, on_evaluation
-        if resumed is not None:
-            self.progress = resumed
-        elif self.settings.evaluates:
+        self._sink, self._on_evaluation, self._checkpointer = sink, on_evaluation, checkpointer
+        if self.settings.evaluates and not self.progress.untrained:
             self._evaluate(None)
         for task in self.scenario.tasks[self.progress.tasks_done :]:
-            self._train_task(task, self._samplers[task.index])
+            if not self.progress.trained:
+                self._train_task(task, self._samplers[task.index])
+                self.progress = replace(self.progress, epoch=0, trained=True)
             if self.settings.evaluates:
                 self._evaluate(task)
-            self.progress = replace(self.progress, tasks_done=task.index + 1)
-            if self.settings.checkpoints is not None:
-                folder = self.settings.checkpoints / f"task_{task.index:02d}"
-                checkpoint.save(folder, self.progress, self.strategy, self.buffer, self.comm)
+            self.progress = replace(self.progress, tasks_done=task.index + 1, trained=False)
+            checkpointer.after_task(self.progress)
+        checkpointer.close()
         return self.progress
 
     def _train_task(self, task: Task, sampler: TrainSampler) -> None:
-        settings, epochs = self.settings, self.settings.epochs[task.index]
+        epochs = self.settings.epochs[task.index]
         regime, schedule = self._schedule(task)
-        rows = self.strategy.rows if settings.device.type == "cpu" else None
-        loader = train_loader(task.train, sampler, workers=settings.loader_workers, rows=rows)
+        rows = self.strategy.rows if self.settings.device.type == "cpu" else None
+        loader = train_loader(task.train, sampler, workers=self.settings.loader_workers, rows=rows)
         told = task if self.scenario.boundaries else None
-        if told or not task.index:
+        if (told or not task.index) and self.progress.between_tasks:
             self.strategy.begin_task(told)
         self.strategy.network.train()
-        for epoch in range(epochs):
-            sampler.set_epoch(epoch)
-            started, images, loss_of = perf_counter(), 0, _Mean()
+        for epoch in range(self.progress.epoch, epochs):
+            sampler.set_epoch(epoch, self.progress.samples)
+            started, images, mean = perf_counter(), 0, _Mean(self._means, self.settings.device)
+            self._means = {}
             title = f"task {task.index} ({task.index + 1}/{len(self.scenario.tasks)}), epoch {epoch + 1}/{epochs}"
             with EpochProgress(self.comm.rank == 0, len(sampler), title) as bar:
                 batches = iter(loader)
                 for step in range(len(sampler)):
                     with self._spans.span("step"):
-                        regime.apply(self.optimizer, schedule(epoch + step / len(sampler)), self.progress.steps + step)
+                        at = schedule(epoch + sampler.fraction(step))
+                        regime.apply(self.optimizer, at, self.progress.steps + step)
                         with self._spans.span("load"):
                             x, y = next(batches)
                         metrics = self.strategy.observe(x, y, told.index if told else None)
                     images += len(y)
-                    loss_of.add(metrics)
-                    if self.comm.rank or ((step + 1) % settings.log_interval and step + 1 < len(sampler)):
+                    mean.add(metrics)
+                    if self.comm.rank or ((step + 1) % self.settings.log_interval and step + 1 < len(sampler)):
                         bar.update(step + 1)
                     else:
                         rate = images * self.comm.size / (perf_counter() - started)
-                        bar.update(step + 1, loss_of.floats()["loss"], rate)
-            self._end_epoch(task.index, epoch, len(sampler), images, perf_counter() - started, loss_of)
+                        bar.update(step + 1, mean.floats()["loss"], rate)
+                    here = partial(self._so_far, step + 1, images, started)
+                    self._checkpointer.after_step(self.progress.steps + step + 1, here, mean.state)
+            self.progress = replace(self._so_far(len(sampler), images, started), epoch=epoch + 1, samples=0)
+            self._end_epoch(task.index, epoch, images * self.comm.size / (perf_counter() - started), mean)
         if told or task.index == len(self.scenario.tasks) - 1:
             self.strategy.end_task(told)
         average_statistics(self.strategy.network, self.comm)
         if self.strategy.memorises:
             self._memorise(task, sampler, loader)
+
+    def _so_far(self, steps: int, images: int, started: float) -> Progress:
+        """How far the run is after so many steps and, on each rank, images of the epoch since it began or went on."""
+        progress, images = self.progress, images * self.comm.size
+        return replace(
+            progress,
+            samples=progress.samples + images,
+            steps=progress.steps + steps,
+            images=progress.images + images,
+            train_seconds=progress.train_seconds + perf_counter() - started,
+        )
 
     def _memorise(self, task: Task, sampler: TrainSampler, loader: Batches) -> None:
         """Show the strategy a task's samples once more, without training on them."""
@@ -151,24 +166,17 @@ class Loop:
         """
         if self.scenario.boundaries:
             return self._regime_for(task.index), lambda epoch: epoch
-        steps = [len(sampler) * epochs for sampler, epochs in zip(self._samplers, self.settings.epochs, strict=True)]
-        per_epoch, before, whole = len(self._samplers[task.index]), sum(steps[: task.index]), max(sum(steps), 1)
+        steps = [sampler.steps * epochs for sampler, epochs in zip(self._samplers, self.settings.epochs, strict=True)]
+        per_epoch, before, whole = self._samplers[task.index].steps, sum(steps[: task.index]), max(sum(steps), 1)
         stretch = self.settings.epochs[0] / whole
         return self._regime_for(0), lambda epoch: (before + epoch * per_epoch) * stretch
 
-    def _end_epoch(self, task: int, epoch: int, steps: int, images: int, seconds: float, mean: "_Mean") -> None:
-        progress = self.progress
-        self.progress = replace(
-            progress,
-            steps=progress.steps + steps,
-            images=progress.images + images * self.comm.size,
-            train_seconds=progress.train_seconds + seconds,
-        )
-        values = {**mean.floats(), "images_per_second": images * self.comm.size / seconds}
+    def _end_epoch(self, task: int, epoch: int, images_per_second: float, mean: "_Mean") -> None:
+        values = {**mean.floats(), "images_per_second": images_per_second}
         for name, value in values.items():
-            self._sink.log(MetricRow(task, epoch, self.progress.steps, "train", name, value))
-        if not np.isfinite(values["loss"]):
-            loss = values["loss"]
+            self._log(task, epoch, "train", name, value)
+        loss = values.get("loss", 0.0)  # an epoch that was resumed at its end, on another number of ranks, has no means
+        if not np.isfinite(loss):
             raise UserError(f"the loss became {loss} in task {task}, epoch {epoch}; lower --lr or warm up longer")
 
     def _evaluate(self, task: Task | None) -> None:
@@ -179,14 +187,16 @@ class Loop:
             self.comm,
             batch_size=self.settings.eval_batch_size,
             device=self.settings.device,
+            after_each=partial(self._checkpointer.check, lambda: self.progress) if task else lambda: None,
         )
         if task is None:
-            self.progress = replace(self.progress, untrained=scores.class_il.tolist())
+            self.progress = replace(self.progress, untrained=tuple(scores.class_il.tolist()))
             return
+        known = () if scores.task_il is None else (tuple(scores.task_il.tolist()),)
         self.progress = replace(
             self.progress,
-            class_il=[*self.progress.class_il, scores.class_il.tolist()],
-            task_il=[*self.progress.task_il, *([] if scores.task_il is None else [scores.task_il.tolist()])],
+            class_il=(*self.progress.class_il, tuple(scores.class_il.tolist())),
+            task_il=(*self.progress.task_il, *known),
         )
         self._log_scores(task.index, scores)
         if self.comm.rank == 0:
@@ -197,16 +207,17 @@ class Loop:
 
     def _log_scores(self, task: int, scores: Scores) -> None:
         epoch = self.settings.epochs[task] - 1
-        seconds = self.progress.train_seconds
-        self._sink.log(MetricRow(task, epoch, self.progress.steps, "train", "train_seconds", seconds))
+        self._log(task, epoch, "train", "train_seconds", self.progress.train_seconds)
         names = {"class_il": "accuracy", "task_il": "accuracy_task_il"}
         if scores.task_il is None:
             names = {"class_il": "absolute_error"}
         for name in (*names, "loss", "samples"):
-            metric = names.get(name, name)
             for index, value in enumerate(getattr(scores, name)):
-                row = MetricRow(task, epoch, self.progress.steps, f"test_task_{index}", metric, float(value))
-                self._sink.log(row)
+                self._log(task, epoch, f"test_task_{index}", names.get(name, name), float(value))
+
+    def _log(self, task: int, epoch: int, split: str, metric: str, value: float) -> None:
+        self._sink.log(MetricRow(task, epoch, self.progress.steps, split, metric, value))
+        self.progress = replace(self.progress, rows=self.progress.rows + 1)
 
     def _sampler(self, task: Task) -> TrainSampler:
         return TrainSampler(
@@ -220,16 +231,22 @@ class Loop:
 
 
 class _Mean:
-    """Running mean of step metrics of this rank, kept on the device until somebody asks for numbers."""
+    """Running mean of step metrics of this rank, kept on the device until somebody asks for numbers.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+    state: of an epoch that goes on, what `state()` gave; {} begins anew.
+    """
+
+    def __init__(self, state: dict[str, Any], device: torch.device) -> None:
+        self._sums: dict[str, torch.Tensor] = {name: sum_.to(device) for name, sum_ in state.get("sums", {}).items()}
+        self._count: int = state.get("count", 0)
 
     def add(self, metrics: dict[str, torch.Tensor]) -> None:
         self._count += 1
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self._sums, "count": self._count}
 
     def floats(self) -> dict[str, float]:
         return {name: float(value) / self._count for name, value in self._sums.items()}

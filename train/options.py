@@ -4,6 +4,7 @@
 main.py calls `parse` and hands the parts of `Options` on. No torch here: --help and mistakes must answer at once.
 """
 
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from os.path import expanduser
@@ -23,6 +24,9 @@ FromZero = Annotated[int, Ge(0)]
 AboveZero = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Name = Annotated[str, MinLen(1)]
+
+_EVERY = re.compile(r"(\d{1,9})\s*(s|sec|min|h)?")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 DEFAULT_RATIO = 30.0  # per cent; the reference's default
 DEFAULT_WARMUP_EPOCHS = 5
@@ -247,6 +251,16 @@ class RunOptions(Section):
         default=42, description="seed of everything random, the same on all ranks"
     )
     load_checkpoint: str | None = Field(default=None, description="folder of a checkpoint, or of a run for its latest")
+    resume: bool = Field(
+        default=False,
+        description="go on from the newest whole checkpoint in the run's folder; where there is none, begin",
+    )
+    checkpoint_every: str = Field(
+        default="10min",
+        description="save after so many steps (500) or so much time (30s, 10min, 2h), besides the ends of tasks; 0: "
+        "there alone",
+    )
+    keep_checkpoints: FromZero = Field(default=3, description="checkpoints kept, the newest ones; 0: all")
     training_only: bool = Field(default=False, description="train without any evaluation")
     no_cuda: bool = Field(default=False, description="train on the CPU even where there is a GPU")
 
@@ -256,6 +270,21 @@ class RunOptions(Section):
         if value and not Path(value).expanduser().is_dir():
             raise ValueError("there is no such folder; name a checkpoint of an earlier run, or leave it out")
         return expanduser(value) if value else None
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _is_steps_or_time(cls, value: str) -> str:
+        if not _EVERY.fullmatch(value.strip()):
+            raise ValueError("expected a number of steps like 500, or a time like 30s, 10min or 2h")
+        return value
+
+    @property
+    def checkpoint_steps_and_seconds(self) -> tuple[int, float]:
+        """What checkpoint_every means; 0 for the one that it does not name."""
+        match = _EVERY.fullmatch(self.checkpoint_every.strip())
+        assert match is not None
+        number, unit = match.groups()
+        return (0, float(number) * _UNITS[unit[0]]) if unit else (int(number), 0.0)
 
 
 class DataOptions(Section):
@@ -382,6 +411,9 @@ class Options(
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Options":
+        if self.resume and self.load_checkpoint:
+            message = "resume goes on from the run's own checkpoints, load_checkpoint from another's"
+            raise ConflictError(f"{message}; leave one of them out", "resume", "load_checkpoint")
         fewest = min(self._epochs_per_task())
         if self.warmup_epochs is not None and self.warmup_epochs > fewest:
             epochs_key = "epochs" if self.tasksets_config.epochs is None else "tasksets_config.epochs"

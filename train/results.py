@@ -33,7 +33,16 @@ class Results:
         self._drawn = monotonic()
 
     def after_task(self, progress: Progress) -> None:
-        """Rewrite the matrices so far; their pictures too, where tasks take long enough to want to see them."""
+        """Rewrite the matrices so far; their pictures too, where tasks take long enough to want to see them.
+
+        A disk that refuses costs the run nothing but these: the next task's rows hold all before them.
+        """
+        try:
+            self._write(progress)
+        except UserError as error:
+            logger.error("%s", error)
+
+    def _write(self, progress: Progress) -> None:
         if self.reconstructs:
             self.folder.write_error_matrix(progress.class_il)
         else:
@@ -53,8 +62,10 @@ class Results:
 
     def finish(self, progress: Progress, summary: dict[str, Any], spans: Spans) -> None:
         """Write summary.json, draw everything, print it. A picture that cannot be drawn does not end the run."""
-        self.folder.write_summary(summary)
         evaluated = bool(progress.class_il)
+        if evaluated:
+            self._write(progress)
+        self.folder.write_summary(summary)
         try:
             if evaluated:
                 self._draw(progress)
@@ -103,14 +114,14 @@ def summarise(
         "world_size": comm.size,
         "launcher": comm.launcher,
         "strategy": strategy,
-        "buffer_implementation": buffer.implementation if buffer else "none",
-        "buffer_transport": buffer.transport if buffer else "none",
+        "buffer_implementation": buffer.implementation if buffer is not None else "none",
+        "buffer_transport": buffer.transport if buffer is not None else "none",
         "images_per_second": progress.images / progress.train_seconds if progress.train_seconds else 0.0,
         "train_seconds": progress.train_seconds,
         "step_ms": _percentiles(step),
         "wait_ms": _percentiles(wait),
         "wait_share": wait["total_ms"] / step["total_ms"] if step and wait else 0.0,
-        "buffer_bytes_per_rank": buffer.bytes_per_rank if buffer else 0,
+        "buffer_bytes_per_rank": buffer.bytes_per_rank if buffer is not None else 0,
         "samples_stored": samples_stored,
     }
 

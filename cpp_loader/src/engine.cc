@@ -507,14 +507,23 @@ std::vector<int64_t> Engine::labels() {
   return labels;
 }
 
-void Engine::ReadColumn(size_t column, std::byte* target) {
+std::vector<int64_t> Engine::versions() {
+  const auto hold = HoldContents();
+  std::vector<int64_t> versions(policy_->stored());
+  for (uint32_t slot = 0; slot < versions.size(); ++slot) versions[slot] = shard_.record(slot).version;
+  return versions;
+}
+
+void Engine::ReadColumn(size_t column, std::span<const int64_t> slots, std::byte* target) {
   const auto hold = HoldContents();
   const uint64_t bytes = column < layout_.num_fields() ? layout_.field_bytes(column) : sizeof(int64_t);
   const uint64_t offset = column < layout_.num_fields()    ? layout_.field_offset(column)
                           : column == layout_.num_fields() ? offsetof(RecordHeader, label)
                                                            : offsetof(RecordHeader, task);
-  for (uint32_t slot = 0; slot < policy_->stored(); ++slot, target += bytes) {
-    std::memcpy(target, reinterpret_cast<const std::byte*>(&shard_.record(slot)) + offset, bytes);
+  for (const int64_t slot : slots) {
+    if (slot < 0 || slot >= policy_->stored()) throw std::invalid_argument("no sample in slot " + std::to_string(slot));
+    std::memcpy(target, reinterpret_cast<const std::byte*>(&shard_.record(static_cast<uint32_t>(slot))) + offset, bytes);
+    target += bytes;
   }
 }
 

@@ -37,6 +37,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -161,8 +162,11 @@ class Engine {
   PolicyState policy_state();
   // (label, task) of all stored samples, slot by slot.
   std::vector<int64_t> labels();
-  // Copy column `column` (fields, then labels, then tasks) of all stored samples, slot by slot.
-  void ReadColumn(size_t column, std::byte* target);
+  // How often each slot that holds a sample has been written: two equal numbers, the same sample.
+  std::vector<int64_t> versions();
+  // Copy column `column` (fields, then labels, then tasks) of the samples in `slots`, one after the other. Throws
+  // std::invalid_argument for a slot without a sample.
+  void ReadColumn(size_t column, std::span<const int64_t> slots, std::byte* target);
 
   // Replace all contents: counters, then stored() rows per column (fields, labels, tasks). started: whether the first
   // Wait has been. No draw is pending afterwards. fills: of all ranks at that time, empty if SubmitDraw comes next.

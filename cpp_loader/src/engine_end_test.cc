@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstring>
 #include <deque>
+#include <numeric>
 #include <stdexcept>
 #include <thread>
 
@@ -114,7 +115,8 @@ std::vector<std::string> ErrorsOfAllCalls(Engine& engine) {
           ErrorOf([&] { engine.mass(); }),
           ErrorOf([&] { engine.policy_state(); }),
           ErrorOf([&] { engine.labels(); }),
-          ErrorOf([&] { engine.ReadColumn(0, room.data()); }),
+          ErrorOf([&] { engine.versions(); }),
+          ErrorOf([&] { engine.ReadColumn(0, {}, room.data()); }),
           ErrorOf([&] { engine.Load({}, 0, 0, false, {}, std::vector<const std::byte*>(4)); }),
           ErrorOf([&] { engine.AdoptDraw({1}); }),
           ErrorOf([&] { engine.pending(); })};
@@ -248,6 +250,8 @@ TEST(EngineClose, WhileTheCallerReadsOrLoadsContents) {
     for (int step = 0; step < 40; ++step) engine.Submit(memory.View());
     const Snapshot snapshot(engine, kSamples);
     std::vector<std::byte> room(2000 * 16);
+    std::vector<int64_t> slots(engine.stored());
+    std::iota(slots.begin(), slots.end(), 0);
     std::atomic<bool> started{false};
     std::thread closer([&] {
       started.wait(false);
@@ -263,7 +267,7 @@ TEST(EngineClose, WhileTheCallerReadsOrLoadsContents) {
             engine.labels();
             break;
           case 1:
-            engine.ReadColumn(0, room.data());
+            engine.ReadColumn(0, slots, room.data());
             break;
           default:
             snapshot.LoadInto(engine);

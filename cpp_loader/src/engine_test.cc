@@ -10,6 +10,7 @@
 #include <map>
 #include <random>
 #include <stdexcept>
+#include <utility>
 
 #include "test_samples.h"
 
@@ -173,6 +174,21 @@ class Pair {
       EXPECT_EQ(task, Samples::Task(number));
     }
     EXPECT_EQ(engine_->labels(), labels);
+    CheckVersions();
+  }
+
+  // A slot has the version that it had at the last look if, and only if, it has the sample that it had then.
+  void CheckVersions() {
+    const std::vector<int64_t> versions = engine_->versions();
+    ASSERT_EQ(versions.size(), model_.contents().size());
+    std::map<uint32_t, std::pair<uint64_t, int64_t>> now;
+    for (const auto& [slot, number] : model_.contents()) {
+      now[slot] = {number, versions[slot]};
+      const auto before = looked_at_.find(slot);
+      if (before == looked_at_.end()) continue;
+      EXPECT_EQ(before->second.first == number, before->second.second == versions[slot]) << "slot " << slot;
+    }
+    looked_at_ = std::move(now);
   }
 
   void CheckPending() {
@@ -188,6 +204,7 @@ class Pair {
     engine_.reset(new Engine(options_));
     snapshot.LoadInto(*engine_);
     held_slot_ = Engine::kSlots;
+    looked_at_.clear();
     EXPECT_EQ(engine_->done(), model_.step());
   }
 
@@ -218,6 +235,7 @@ class Pair {
   std::deque<std::pair<uint64_t, std::unique_ptr<BatchMemory>>> batches_alive_;  // by step
   EngineHandle engine_;
   Model model_;
+  std::map<uint32_t, std::pair<uint64_t, int64_t>> looked_at_;  // slot -> number and version of its sample
   Model::Draws held_;
   uint32_t held_slot_ = Engine::kSlots;  // none yet
   uint64_t batches_ = 0;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -124,10 +125,12 @@ struct Snapshot {
         started(engine.started()),
         fills(engine.fills()) {
     const uint64_t stored = engine.stored();
+    std::vector<int64_t> slots(stored);
+    std::iota(slots.begin(), slots.end(), 0);
     for (size_t column = 0; column < samples.field_bytes().size() + 2; ++column) {
       const bool is_field = column < samples.field_bytes().size();
       columns.emplace_back(stored * (is_field ? samples.field_bytes()[column] : sizeof(int64_t)));
-      engine.ReadColumn(column, columns.back().data());
+      engine.ReadColumn(column, slots, columns.back().data());
     }
     for (const Delivery& delivery : engine.pending()) {
       const Staging& staging = engine.staging(delivery.slot);

@@ -11,6 +11,7 @@ from torch import Tensor
 from reprise.main import main
 
 DIGITS = ["--dataset", "digits", "--backbone", "mlp", "--epochs", "2", "--batch-size", "32", "--warmup-epochs", "0"]
+DIGITS += ["--keep-checkpoints", "0"]
 FIVE_TASKS = ["--tasksets-config", "{'scenario': 'class', 'increment': 2}"]
 ER = ["--model", "Er", "--buffer-config", "{'rehearsal_ratio': 30, 'implementation': 'python', 'deterministic': True}"]
 

@@ -2,12 +2,15 @@
 
 train_worker.py plain ARGUMENTS...        main.py as it is
 train_worker.py kill:RANK:STEP ...        rank RANK is killed (-9) before step STEP
+train_worker.py die:RANK:SECONDS ...      rank RANK is killed (-9) so long after its first step began; -1: every rank
+train_worker.py SIGTERM:RANK:STEP ...     rank RANK gets the signal before step STEP
 train_worker.py labels ...                pixels say their label; every row trained on is checked
 """
 
 import os
 import signal
 import sys
+import threading
 
 import torch
 
@@ -18,15 +21,25 @@ from reprise.scenarios.task import ArrayDataset
 from reprise.train.stepper import Stepper
 
 
-def kill_at(rank: int, step: int) -> None:
+def before_step(rank: int, step: int, action) -> None:
     minimise, steps = Stepper.minimise, iter(range(1_000_000))
 
-    def dying(self, loss, *columns):
-        if next(steps) == step and dist.current().rank == rank:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def acting(self, loss, *columns):
+        if next(steps) == step and (rank < 0 or dist.current().rank == rank):
+            action()
         return minimise(self, loss, *columns)
 
-    Stepper.minimise = dying
+    Stepper.minimise = acting
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def die_after(seconds: float) -> None:
+    timer = threading.Timer(seconds, send, [signal.SIGKILL])
+    timer.daemon = True
+    timer.start()
 
 
 def check_labels() -> None:
@@ -50,8 +63,13 @@ def check_labels() -> None:
 
 if __name__ == "__main__":
     fault, *arguments = sys.argv[1:]
-    if fault.startswith("kill:"):
-        kill_at(*map(int, fault.split(":")[1:]))
-    elif fault == "labels":
+    kind, *numbers = fault.split(":")
+    if kind == "kill":
+        before_step(int(numbers[0]), int(numbers[1]), lambda: send(signal.SIGKILL))
+    elif kind == "die":
+        before_step(int(numbers[0]), 0, lambda: die_after(float(numbers[1])))
+    elif kind.startswith("SIG"):
+        before_step(int(numbers[0]), int(numbers[1]), lambda: send(signal.Signals[kind]))
+    elif kind == "labels":
         check_labels()
     sys.exit(main(arguments))

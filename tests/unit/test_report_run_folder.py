@@ -59,7 +59,8 @@ def test_a_resumed_run_forgets_what_was_written_after_its_checkpoint_and_nothing
         (folder.checkpoints / name).mkdir(parents=True)
     (tmp_path / "summary.json").write_text("old")
     (tmp_path / "log.txt").write_text("kept")
-    folder.go_on_from(20, 2)
+    (folder.checkpoints / ".step_00000025.partial").mkdir()
+    folder.go_on_from(2, [folder.checkpoints / "task_02"])
     with open(folder.metrics_csv, newline="") as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["10", "20"]
     assert [json.loads(line)["step"] for line in folder.metrics_jsonl.read_text().splitlines()] == [10, 20]

@@ -3,11 +3,12 @@
 import csv
 import json
 import logging
+import re
 import resource
 import sys
 import types
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -82,18 +83,35 @@ def test_a_line_cut_off_by_a_crash_is_removed_on_resume(tmp_path, sink_type):
 
 
 @pytest.mark.parametrize("sink_type", [CsvSink, JsonlSink])
-def test_a_full_disk_is_one_line_and_leaves_whole_lines(tmp_path, sink_type):
+def test_a_full_disk_is_one_line_and_leaves_whole_lines(tmp_path, sink_type, caplog):
     path = tmp_path / "metrics"
     sink = sink_type(path)
     sinks = SinkList([sink] * 20)
-    with pytest.raises(UserError, match=f"cannot write '{path}'") as caught, small_files():
+    with small_files():
         sinks.log(ROW)
-    sink.close()
+        lines = path.read_text().splitlines(keepends=True)
+        with pytest.raises(UserError, match=f"cannot write '{path}'") as caught:
+            sink.close()
     assert "\n" not in str(caught.value)
-    lines = path.read_text().splitlines(keepends=True)
-    assert len(lines) >= 1
+    (said,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert str(path) in said
+    assert path.read_text().splitlines(keepends=True) == lines
+    assert 1 <= len(lines) < 20
     assert all(line.endswith("\n") for line in lines)
     assert len(set(lines[1:])) <= 1
+
+
+@pytest.mark.parametrize("sink_type", [CsvSink, JsonlSink])
+def test_when_the_disk_has_room_again_no_row_is_missing(tmp_path, sink_type):
+    sink = sink_type(tmp_path / "metrics")
+    with small_files():
+        for step in range(10):
+            sink.log(replace(ROW, step=step))
+    sink.log(replace(ROW, step=10))
+    sink.close()
+    text = (tmp_path / "metrics").read_text()
+    steps = re.findall(r'^1,0,(\d+),|"step": (\d+)', text, re.MULTILINE)
+    assert [int(csv_step or json_step) for csv_step, json_step in steps] == list(range(11))
 
 
 def test_a_csv_with_other_columns_is_refused_and_kept(tmp_path):

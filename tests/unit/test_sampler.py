@@ -110,3 +110,51 @@ def test_evaluation_counts_every_sample_exactly_once(world_size: int, num_sample
         sizes = [len(batch) for batch in sampler]
         assert len(sampler) == len(sizes)
         assert all(1 <= size <= 8 for size in sizes)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (3, 1), (1, 4), (4, 2)])
+@pytest.mark.parametrize("num_samples", [97, 120])
+def test_an_epoch_goes_on_where_it_was_on_any_number_of_ranks(before, after, num_samples):
+    """Every sample once but those that no step of all ranks is left for; the same steps on the same number of ranks."""
+
+    def samplers(ranks):
+        arguments = {"world_size": ranks, "seed": 5, "task": 3}
+        return [TrainSampler(num_samples, 4, rank=rank, **arguments) for rank in range(ranks)]
+
+    for done in range(8):
+        first, later = samplers(before), samplers(after)
+        batches = []
+        for sampler in first:
+            sampler.set_epoch(2)
+            batches += list(sampler)[:done]
+        trained = [index for batch in batches for index in batch]
+        left = []
+        for sampler in later:
+            sampler.set_epoch(2, len(trained))
+            left.append(list(sampler))
+            assert len(left[-1]) == len(sampler) == len(left[0])
+        everything = trained + [index for steps in left for batch in steps for index in batch]
+        assert len(set(everything)) == len(everything) > num_samples - 2 * max(before, after)
+        if before == after:
+            for sampler, steps in zip(first, left, strict=True):
+                assert list(sampler)[done:] == steps
+
+
+def test_the_fraction_of_an_epoch_does_not_depend_on_where_it_was_interrupted():
+    whole = TrainSampler(97, 4, rank=0, world_size=2, seed=0, task=0)
+    whole.set_epoch(0)
+    fractions = [whole.fraction(step) for step in range(len(whole))]
+    assert fractions[0] == 0
+    assert fractions == [step / len(whole) for step in range(len(whole))]
+    for done in range(len(whole)):
+        whole.set_epoch(0, done * 8)
+        assert [whole.fraction(step) for step in range(len(whole))] == fractions[done:]
+    assert whole.steps == len(fractions)
+
+
+def test_an_epoch_that_is_over_has_no_steps_left():
+    sampler = TrainSampler(97, 4, rank=0, world_size=2, seed=0, task=0)
+    for done in (96, 97):
+        sampler.set_epoch(0, done)
+        assert len(sampler) == 0
+        assert list(sampler) == []

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from reprise.buffer import Field, RehearsalBuffer
-from reprise.buffer.snapshot import MANIFEST, read_manifest, read_shard
+from reprise.buffer.snapshot import MANIFEST, generation_of, read_manifest, read_shard
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))  # thread_comm is shared with the contract suite
 from thread_comm import run_ranks
@@ -126,9 +126,9 @@ def test_only_the_files_of_the_last_save_are_kept(tmp_path):
     run_ranks(2, work)
     manifest = read_manifest(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [MANIFEST, *(entry["file"] for entry in manifest["shards"])]
+        [MANIFEST, *(file["file"] for files in manifest["shards"] for file in files)]
     )
-    assert manifest["generation"] == 3
+    assert [generation_of(file["file"]) for files in manifest["shards"] for file in files] == [3, 3]
 
 
 def test_foreign_files_in_the_folder_are_left_alone(tmp_path):
@@ -159,7 +159,7 @@ def test_shards_hold_nothing_but_tensors_numbers_and_strings(tmp_path):
 
 def test_a_bad_shard_of_one_rank_stops_every_rank(tmp_path):
     run_ranks(2, lambda comm: RehearsalBuffer(**arguments(comm, "fifo")).save(tmp_path))
-    name = read_manifest(tmp_path)["shards"][1]["file"]
+    name = read_manifest(tmp_path)["shards"][1][0]["file"]
     (tmp_path / name).write_bytes(b"garbage")
 
     def restore(comm):

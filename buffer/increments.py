@@ -1,0 +1,101 @@
+"""Saving one rank's shard again and again, each time only the samples written since the save before.
+
+A save is a chain of files: one with all samples, then one for each later save with those that changed; the counters of
+the last one hold. The earlier files are shared with the saves that they were written for, by hard links, so that every
+folder is complete by itself and any of them may be deleted. When the changes come to as much as everything, everything
+is written once more.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reprise.buffer import snapshot
+from reprise.buffer.policies.random_words import Int64s
+from reprise.buffer.rehearsal import RehearsalBuffer
+from reprise.buffer.snapshot import ShardFile
+from reprise.runtime.files import disk_errors
+
+MAX_FILES = 64
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A shard between two steps, copied. earlier: the files, in `folder`, that it builds on."""
+
+    state: dict[str, Any]
+    versions: Int64s
+    folder: Path | None
+    earlier: tuple[ShardFile, ...]
+
+
+class Increments:
+    """The saves of one rank's buffer. One save at a time; `write` may run in another thread than everything else."""
+
+    def __init__(self, buffer: RehearsalBuffer) -> None:
+        self._buffer = buffer
+        self._folder: Path | None = None
+        self._files: tuple[ShardFile, ...] = ()
+        self._versions = np.empty(0, dtype=np.int64)
+
+    def resume(self, folder: Path) -> None:
+        """Build on the save in `folder`, which the buffer has just been restored from, on as many ranks as saved it."""
+        manifest = snapshot.read_manifest(folder)
+        self._folder, self._versions = folder, self._buffer.versions()
+        self._files = tuple(ShardFile(**entry) for entry in manifest["shards"][self._buffer.spec.rank])
+
+    def capture(self) -> Capture:
+        """Copy what has to be written. Waits for what was submitted; the buffer may go on as soon as this returns."""
+        self._buffer.drain()
+        versions = self._buffer.versions()
+        known = len(self._versions)
+        changed = np.concatenate(
+            [np.flatnonzero(versions[:known] != self._versions), np.arange(known, len(versions), dtype=np.int64)]
+        )
+        written = sum(file.rows for file in self._files[1:]) + len(changed)
+        if not self._files or written > len(versions) or len(self._files) == MAX_FILES:
+            return Capture(self._buffer.state_dict(), versions, None, ())
+        state = {**self._buffer.state_dict(changed), "slots": torch.from_numpy(changed)}
+        return Capture(state, versions, self._folder, self._files)
+
+    def write(self, capture: Capture, folder: Path) -> tuple[ShardFile, ...]:
+        """Write a capture to `folder`; returns its files. Raises UserError on disk errors."""
+        for file in capture.earlier:
+            assert capture.folder is not None
+            with disk_errors("write", folder / file.file):
+                folder.mkdir(parents=True, exist_ok=True)
+                _link(capture.folder / file.file, folder / file.file)
+        number = 1 + max((snapshot.generation_of(file.file) for file in capture.earlier), default=0)
+        return (*capture.earlier, snapshot.write_shard(folder, capture.state, number))
+
+    def complete(self, capture: Capture, folder: Path, shards: Sequence[Sequence[ShardFile]]) -> Path:
+        """Make what all ranks have written, by rank, a saved buffer; on one rank. Returns the manifest's path, which
+        tells whether any of it is changed later. Raises UserError on disk errors.
+        """
+        snapshot.write_manifest(folder, capture.state["schema"], shards)
+        return folder / snapshot.MANIFEST
+
+    def keep(self, capture: Capture, folder: Path, files: tuple[ShardFile, ...]) -> None:
+        """What was written to `folder` counts on all ranks: the next capture builds on it."""
+        self._folder, self._files, self._versions = folder, files, capture.versions
+
+
+def check_saved(folder: Path, rank: int, size: int) -> None:
+    """Read this rank's share of the files of a saved buffer. Raises UserError for what is missing or damaged."""
+    manifest = snapshot.read_manifest(folder)
+    for saved_rank in range(rank, len(manifest["shards"]), size):
+        snapshot.check_files(folder, manifest, saved_rank)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
