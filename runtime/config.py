@@ -161,6 +161,7 @@ def resolve(model: type[S], sources: Sequence[Source], choices: Choices) -> Reso
     ignored: list[str] = []
     warnings: list[str] = []
     for source in sources:
+        _check_text(source.values, source.name)
         values = _normalised(model, source, ignored)
         own = dict.fromkeys([*values, *_flat(values)], source)
         _checked(model, values, choices, own, alone=True)
@@ -181,6 +182,20 @@ def resolve(model: type[S], sources: Sequence[Source], choices: Choices) -> Reso
     if ignored:
         warnings.append(f"accepted but without meaning here: {', '.join(ignored)}")
     return Resolved(options, origin, warnings)
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Refuse halves of characters, as bytes that are no UTF-8 and some escapes leave them: nothing can print them."""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{where}: {ascii(value)[:80]} is not text; write it as UTF-8, without escapes")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_text(key, where)
+            _check_text(inner, where)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_text(inner, where)
 
 
 def _default_origin(model: type[Section], dotted: str) -> str:

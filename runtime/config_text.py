@@ -16,6 +16,7 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.registry import nearest
 
 JSON_NAMES = {"true": True, "false": False, "null": None}
+SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 BARE_WORD = re.compile(r"[\w./:+-]+")
 PAIR_KEY = re.compile(r"(?:^|[\s,])([A-Za-z_][\w-]*)\s*=\s*")
 YAML_FLOAT = re.compile(
@@ -118,6 +119,12 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
                 seen.add(key.value)
         return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        """JSON writes characters beyond the first 65,536 as two escapes: they are one character."""
+        value = super().construct_scalar(node)
+        pairs = isinstance(value, str) and not value.isascii() and SURROGATES.search(value)
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") if pairs else value
 
 
 for tag, pattern, first in (

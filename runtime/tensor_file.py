@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -14,7 +14,7 @@ def save(path: Path, state: Any) -> str:
     with atomic_write(path, "wb") as stream:
         target = _Hashed(stream)
         try:
-            torch.save(state, target)
+            torch.save(state, cast(IO[bytes], target))
         except RuntimeError:
             # Torch says that its file came out too short, and not why.
             if target.error is not None:

@@ -10,12 +10,12 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from reprise.buffer import check_saved
@@ -80,6 +80,10 @@ class Checkpoint:
     folder: Path
     progress: Progress
     world_size: int
+
+
+_PROGRESS = TypeAdapter(Progress)
+_FILES = TypeAdapter(dict[str, str])
 
 
 class DamagedError(UserError):
@@ -205,8 +209,9 @@ def _read_manifest(folder: Path) -> tuple[dict[str, str], Checkpoint]:
             raise ValueError("its own SHA-256 differs")
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
-        files = dict(manifest["files"])
-        return files, Checkpoint(folder, Progress(**_tuples(manifest["progress"])), int(manifest["world_size"]))
+        files = _FILES.validate_python(manifest["files"])
+        progress = _PROGRESS.validate_python(manifest["progress"])
+        return files, Checkpoint(folder, progress, int(manifest["world_size"]))
     except UserError as error:
         raise DamagedError(f"checkpoint '{folder}' is not whole: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -240,13 +245,6 @@ def _compare(checkpoint: Checkpoint, fingerprint: dict[str, Any]) -> None:
                 f"checkpoint '{checkpoint.folder}' was made with {key} {saved.get(key)!r}, this run has {value!r}; "
                 f"use the same {key} or start a new run"
             )
-
-
-def _tuples(progress: dict[str, Any]) -> dict[str, Any]:
-    def rows(values: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(tuple(value) if isinstance(value, list) else value for value in values)
-
-    return {**progress, **{key: rows(progress[key]) for key in ("class_il", "task_il", "untrained")}}
 
 
 def _digest(manifest: dict[str, Any]) -> str:
