@@ -115,12 +115,19 @@ class Checkpointer:
 
     def after_task(self, progress: Progress) -> None:
         """Save at a task's end; the checkpoint before has to be finished first."""
-        self._settle()
+        self.settle()
         self._begin(progress, {})
 
+    def settle(self) -> None:
+        """Return when the checkpoint under way is complete, or refused."""
+        while self._saving is not None:
+            self._tell_each_other()
+            if self._saving is not None:
+                time.sleep(_LOOK_EVERY_S)
+
     def close(self) -> None:
-        """Return when the last checkpoint is complete, or refused."""
-        self._settle()
+        """Settle, and write no more."""
+        self.settle()
         self._writer.shutdown()
 
     # ---- what ranks tell each other
@@ -129,10 +136,10 @@ class Checkpointer:
         stopped_by = self._tell_each_other()
         if not stopped_by:
             return
-        self._settle()
+        self.settle()
         progress = here()
         self._begin(progress, means())
-        self._settle()
+        self.settle()
         self._writer.shutdown()
         name = signal.Signals(stopped_by).name
         raise StoppedError(f"stopped by {name} after step {progress.steps}; go on with --resume")
@@ -154,12 +161,6 @@ class Checkpointer:
         elif outcome:
             self._finish(saving, outcome)
         return stopped_by
-
-    def _settle(self) -> None:
-        while self._saving is not None:
-            self._tell_each_other()
-            if self._saving is not None:
-                time.sleep(_LOOK_EVERY_S)
 
     # ---- a checkpoint's life
 

@@ -113,6 +113,7 @@ class Loop:
             with EpochProgress(self.comm.rank == 0, len(sampler), title) as bar:
                 batches = iter(loader)
                 for step in range(len(sampler)):
+                    self.comm.at(f"step {self.progress.steps + step} (task {task.index}, epoch {epoch})")
                     with self._spans.span("step"):
                         at = schedule(epoch + sampler.fraction(step))
                         regime.apply(self.optimizer, at, self.progress.steps + step)
@@ -181,6 +182,7 @@ class Loop:
 
     def _evaluate(self, task: Task | None) -> None:
         """Evaluate on all tasks after `task`, or the untrained model before the first."""
+        self.comm.at(f"the evaluation after task {task.index}" if task else "the evaluation of the untrained model")
         scores = evaluate(
             self.strategy,
             self.scenario,

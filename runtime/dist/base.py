@@ -73,6 +73,7 @@ class Communicator(ABC):
         own = peers.Peer.own(rank)
         self._peers: list[peers.Peer] = [own]
         self._peers = self.allgather_object(own, name="addresses")
+        watchdog.others = self._known_of_others
         on_node = [peer.rank for peer in self._peers if peer.host == own.host]
         # By default the order of ranks on the node; engines put what their launcher says instead.
         self.local_rank = on_node.index(rank)
@@ -243,6 +244,10 @@ class Communicator(ABC):
         """Watch a stretch of code in which the engine talks to other ranks, e.g. `guard("backward")`."""
         return _Guard(self, what)
 
+    def at(self, where: str) -> None:
+        """Say how far this rank is, for the message of a collective that is never joined."""
+        self._watchdog.where = where
+
     # ---- the end
 
     def shutdown(self) -> None:
@@ -338,6 +343,14 @@ class Communicator(ABC):
             return
         logger.debug("%d of %d torch threads: this rank's share of the cores", share, torch.get_num_threads())
         torch.set_num_threads(share)
+
+    def _known_of_others(self) -> str:
+        """Which processes of this node are gone and which still run."""
+        local = [peer for peer in self._peers if peer.host == socket.gethostname() and peer.rank != self.rank]
+        dead = peers.gone(local, patience_s=0)
+        running = [peer for peer in local if peer not in dead]
+        parts = [("gone", dead), ("still running here", running)]
+        return "; ".join(f"{state}: {', '.join(map(str, which))}" for state, which in parts if which)
 
     def _explain_loss(self, what: str, error: BaseException) -> str:
         host = socket.gethostname()

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -19,11 +19,15 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: starting again may work
 class Watchdog:
     """Any thread may arm and disarm; entries may nest. One daemon thread, started by the first arm().
 
-    limit_s: how long an entry may stay armed. who: how messages name this process ("rank 1 of 4 on node3").
+    limit_s: how long an entry may stay armed. who: how messages name this process ("rank 1 of 4 on node3"). where: how
+    far it is ("step 137 of task 1"), set by whoever trains. others: what is known of the other processes, asked for when
+    the limit has passed.
     """
 
     def __init__(self, limit_s: float, who: str) -> None:
         self.limit_s = limit_s
+        self.where = ""
+        self.others: Callable[[], str] = str
         self._who = who
         self._entries: dict[object, tuple[float, str]] = {}  # token -> (armed at, what); single operations are atomic
         self._wake = threading.Condition()
@@ -75,9 +79,12 @@ class Watchdog:
                 self._wake.wait(self.limit_s - waited)
 
     def _end(self, what: str, waited: float) -> NoReturn:
+        where = f" in {self.where}" if self.where else ""
+        known = self.others()
         line = (
-            f"reprise: {self._who}: {what} has waited {waited:.0f} s for the other ranks, limit {self.limit_s:g} s "
-            f"(--timeout or REPRISE_TIMEOUT): a rank is stuck or gone; ending with exit code {EXIT_CODE}\n"
+            f"reprise: {self._who}: {what}{where} has waited {waited:.0f} s for the other ranks, limit "
+            f"{self.limit_s:g} s (--timeout or REPRISE_TIMEOUT): a rank is stuck or gone{known and f' ({known})'}; "
+            f"ending with exit code {EXIT_CODE}\n"
         )
         # Not through sys.stderr: the blocked thread may hold its lock.
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())

@@ -48,6 +48,22 @@ def test_a_worker_killed_in_mid_epoch_ends_every_rank_and_loses_no_checkpoint(tm
     assert json.loads((tmp_path / "resumed" / "summary.json").read_text())["tasks"] == 2
 
 
+@pytest.mark.parametrize("launcher", [name for name in launch.available() if name in ("horovodrun", "torchrun")])
+def test_a_rank_that_is_stuck_is_waited_for_no_longer_than_said_and_named(tmp_path, launcher, request):
+    """Stopped, so that its process is there and joins nothing any more."""
+    if launcher == "torchrun" and not request.config.getoption("--whole"):
+        pytest.skip("only with --whole")  # its agent waits 30 s for the stopped process to end
+    command = [str(HERE / "train_worker.py"), "SIGSTOP:1:40", *DIGITS, *TASKS, *ER, "--epochs", "4"]
+    command += ["--timeout", "5", "--results-dir", str(tmp_path), "--save-dir", "run"]
+    finished = launch.run(launcher, 2, command, timeout=120)
+    assert finished.returncode != 0
+    (line,) = re.findall(r"reprise: rank 0 of 2 .*", finished.output)
+    assert re.search(
+        r"in step 40 \(task 0, epoch 1\) has waited 5 s .* limit 5 s .*still running here: rank 1 \(", line
+    )
+    assert "ending with exit code 75" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [

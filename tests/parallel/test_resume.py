@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 from pathlib import Path
 
 import launch
@@ -128,6 +129,30 @@ def test_told_to_stop_it_saves_and_goes_on_as_the_same_run(tmp_path, whole, laun
     finished = start(launcher, folder, "--checkpoint-every", "0", "--resume")
     assert finished.returncode == 0, finished.output
     assert_same(folder, expected, launcher[1])
+
+
+def test_what_one_rank_cannot_write_is_no_checkpoint_for_anybody_and_the_next_one_is(tmp_path, whole):
+    folder = tmp_path / "run"
+    every = ("--checkpoint-every", "100", "--keep-checkpoints", "0")
+    finished = start(TWO, folder, *every, fault="refuse:1:1")
+    assert finished.returncode == 0, finished.output
+    said = (folder / "log.txt").read_text()
+    assert said.count("no checkpoint") == 1
+    assert "no checkpoint task_00: rank 1: cannot write" in said
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert {"task_01", "task_02", "task_03", "task_04"} < kept
+    assert "task_00" not in kept
+    assert_same(folder, whole(TWO), 2)
+    (folder / "summary.json").unlink()
+    for later in ("task_02", "task_03", "task_04"):
+        shutil.rmtree(folder / "checkpoints" / later)
+    for later in kept:
+        if later.startswith("step_") and later > "step_00000144":
+            shutil.rmtree(folder / "checkpoints" / later)
+    finished = start(TWO, folder, *every, "--resume")
+    assert finished.returncode == 0, finished.output
+    assert f"resumed from {folder / 'checkpoints' / 'task_01'}" in (folder / "log.txt").read_text()
+    assert_same(folder, whole(TWO), 2)
 
 
 @pytest.mark.parametrize(("before", "after"), [(TWO, ALONE), (ALONE, TWO)], ids=["2 to 1", "1 to 2"])

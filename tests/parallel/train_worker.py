@@ -4,6 +4,7 @@ train_worker.py plain ARGUMENTS...        main.py as it is
 train_worker.py kill:RANK:STEP ...        rank RANK is killed (-9) before step STEP
 train_worker.py die:RANK:SECONDS ...      rank RANK is killed (-9) so long after its first step began; -1: every rank
 train_worker.py SIGTERM:RANK:STEP ...     rank RANK gets the signal before step STEP
+train_worker.py refuse:RANK:NUMBER ...    rank RANK cannot write its part of the NUMBER-th checkpoint
 train_worker.py labels ...                pixels say their label; every row trained on is checked
 """
 
@@ -16,7 +17,8 @@ import torch
 
 from reprise.buffer import RehearsalBuffer
 from reprise.main import main
-from reprise.runtime import dist
+from reprise.runtime import dist, tensor_file
+from reprise.runtime.errors import UserError
 from reprise.scenarios.task import ArrayDataset
 from reprise.train.stepper import Stepper
 
@@ -40,6 +42,19 @@ def die_after(seconds: float) -> None:
     timer = threading.Timer(seconds, send, [signal.SIGKILL])
     timer.daemon = True
     timer.start()
+
+
+def refuse(rank: int, number: int) -> None:
+    save, begun = tensor_file.save, []
+
+    def refusing(path, state):
+        if path.name.startswith("rank_"):
+            begun.append(path)
+        if len(begun) == number and dist.current().rank == rank:
+            raise UserError(f"cannot write '{path}': the test refuses it; free some space or choose another folder")
+        return save(path, state)
+
+    tensor_file.save = refusing
 
 
 def check_labels() -> None:
@@ -70,6 +85,8 @@ if __name__ == "__main__":
         before_step(int(numbers[0]), 0, lambda: die_after(float(numbers[1])))
     elif kind.startswith("SIG"):
         before_step(int(numbers[0]), int(numbers[1]), lambda: send(signal.Signals[kind]))
+    elif kind == "refuse":
+        refuse(*map(int, numbers))
     elif kind == "labels":
         check_labels()
     sys.exit(main(arguments))
