@@ -107,7 +107,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
     from reprise.report.run_folder import RunFolder
     from reprise.runtime import seeds
     from reprise.runtime.spans import Spans
-    from reprise.runtime.stop import StopRequest
+    from reprise.runtime.stop import StoppedError, StopRequest
     from reprise.train import checkpoint
     from reprise.train.checkpoint import Progress
     from reprise.train.checkpointer import Checkpointer, Every
@@ -170,7 +170,12 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
             stop=stop,
             resumed=resumed,
         )
-        progress = loop.run(sink, results.after_task if results else lambda _: None, checkpointer)
+        try:
+            progress = loop.run(sink, results.after_task if results else lambda _: None, checkpointer)
+        except StoppedError:
+            if buffer is not None:
+                buffer.close()
+            raise
     stored = buffer.global_size if buffer is not None else 0
     if results:
         summary = summarise(
