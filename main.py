@@ -13,8 +13,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +159,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
     reconstructs = scenario.target_shape is not None
     results = Results(folder, options.run_name, reconstructs=reconstructs) if folder else None
     steps, seconds = options.checkpoint_steps_and_seconds
-    with closing(sink), StopRequest() as stop:
+    with _closed_at_the_end(sink, comm), StopRequest() as stop:
         checkpointer = Checkpointer(
             _run_path(options) / "checkpoints",
             strategy,
@@ -172,7 +172,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         )
         try:
             progress = loop.run(sink, results.after_task if results else lambda _: None, checkpointer)
-        except StoppedError:
+        except (StoppedError, SharedUserError):
             if buffer is not None:
                 buffer.close()
             raise
@@ -237,6 +237,9 @@ def _start(options: "Options") -> "Communicator":
 
 def _fingerprint(options: "Options") -> dict[str, Any]:
     """What a checkpoint and the run that resumes it must have in common, as JSON would give it back."""
+    from reprise import backbone
+
+    phases = options.optimizer_regime or backbone.default_regime(options.backbone, 1, _free_keys(options))
     return {
         "dataset": options.dataset,
         "tasksets_config": options.tasksets_config.model_dump(mode="json", exclude={"epochs"}),
@@ -244,6 +247,7 @@ def _fingerprint(options: "Options") -> dict[str, Any]:
         "backbone_config": _free_keys(options),
         "model": options.model,
         "model_config": options.strategy_config.model_dump(mode="json"),
+        "optimizer": phases[0].get("optimizer"),
         "training_only": options.training_only,
         "seed": options.seed,
     }
@@ -548,11 +552,12 @@ def _open(
 
     if folder is None:
         return sinks.SinkList([])
-    options = resolved.options
-    if resumed and folder.path.resolve() in resumed.folder.resolve().parents:
+    options, rows = resolved.options, 0
+    goes_on = resumed and (options.resume or folder.path.resolve() in resumed.folder.resolve().parents)
+    if resumed and goes_on:
         source = resumed.folder.resolve()
         later = itertools.takewhile(lambda other: other.resolve() != source, checkpoint.find(folder.path))
-        folder.go_on_from(resumed.progress.rows, list(later))
+        rows = folder.go_on_from(resumed.progress.rows, list(later))
     else:
         folder.start_over()
     log.setup(options.log_level, comm.rank, folder.log)
@@ -564,6 +569,10 @@ def _open(
     if resumed:
         progress = resumed.progress
         logger.info("resumed from %s: %d task(s), %d steps done", resumed.folder, progress.tasks_done, progress.steps)
+        if goes_on and rows < progress.rows:
+            logger.warning(
+                "%d of %d rows of metrics have not outlived the last end", progress.rows - rows, progress.rows
+            )
     elif options.resume:
         logger.info("nothing to resume in %s: beginning", folder.checkpoints)
     folder.write_start(resolved.to_yaml(), command, environment.describe(comm.size, comm.launcher))
@@ -573,7 +582,21 @@ def _open(
     if options.wandb_project:
         config = options.model_dump(mode="json")
         chosen.append(sinks.WandbSink(options.wandb_project, options.run_name, config, folder.path))
-    return sinks.SinkList(chosen)
+    return sinks.SinkList(chosen, rows)
+
+
+@contextmanager
+def _closed_at_the_end(sink: "SinkList", comm: "Communicator") -> Iterator[None]:
+    """What a full disk has refused of the metrics is every rank's error, but never hides why a run ends early."""
+    try:
+        yield
+    except BaseException:
+        try:
+            sink.close()
+        except UserError as error:
+            logger.error("%s", error)
+        raise
+    comm.agree(sink.close)
 
 
 def _unused(options: "Options") -> list[str]:

@@ -2,8 +2,8 @@
 
 A save is a chain of files: one with all samples, then one for each later save with those that changed; the counters of
 the last one hold. The earlier files are shared with the saves that they were written for, by hard links, so that every
-folder is complete by itself and any of them may be deleted. When the changes come to as much as everything, everything
-is written once more.
+folder is complete by itself and any of them may be deleted. Shared files are damaged for all: a chain ends, and
+everything is written once more, when the changes come to as much as that, and when it is asked for.
 """
 
 import os
@@ -20,7 +20,8 @@ from reprise.buffer import snapshot
 from reprise.buffer.policies.random_words import Int64s
 from reprise.buffer.rehearsal import RehearsalBuffer
 from reprise.buffer.snapshot import ShardFile
-from reprise.runtime.files import disk_errors
+from reprise.runtime.errors import UserError
+from reprise.runtime.files import atomic_write, disk_errors
 
 MAX_FILES = 64
 
@@ -50,8 +51,11 @@ class Increments:
         self._folder, self._versions = folder, self._buffer.versions()
         self._files = tuple(ShardFile(**entry) for entry in manifest["shards"][self._buffer.spec.rank])
 
-    def capture(self) -> Capture:
-        """Copy what has to be written. Waits for what was submitted; the buffer may go on as soon as this returns."""
+    def capture(self, *, whole: bool = False) -> Capture:
+        """Copy what has to be written. Waits for what was submitted; the buffer may go on as soon as this returns.
+
+        whole: begin a new chain, as is done where somebody has deleted files of this one.
+        """
         self._buffer.drain()
         versions = self._buffer.versions()
         known = len(self._versions)
@@ -59,7 +63,8 @@ class Increments:
             [np.flatnonzero(versions[:known] != self._versions), np.arange(known, len(versions), dtype=np.int64)]
         )
         written = sum(file.rows for file in self._files[1:]) + len(changed)
-        if not self._files or written > len(versions) or len(self._files) == MAX_FILES:
+        lost = any(self._folder is None or not (self._folder / file.file).is_file() for file in self._files)
+        if whole or lost or not self._files or written > len(versions) or len(self._files) == MAX_FILES:
             return Capture(self._buffer.state_dict(), versions, None, ())
         state = {**self._buffer.state_dict(changed), "slots": torch.from_numpy(changed)}
         return Capture(state, versions, self._folder, self._files)
@@ -93,9 +98,19 @@ def check_saved(folder: Path, rank: int, size: int) -> None:
         snapshot.check_files(folder, manifest, saved_rank)
 
 
+def base(folder: Path) -> int | None:
+    """Tells chains apart: two saves on one disk with the same number share files. None: it cannot be read."""
+    try:
+        first = snapshot.read_manifest(folder)["shards"][0][0]["file"]
+        return (folder / first).stat().st_ino
+    except (UserError, OSError):
+        return None
+
+
 def _link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+        with open(source, "rb") as earlier, atomic_write(target, "wb") as stream:
+            shutil.copyfileobj(earlier, stream, 1 << 20)

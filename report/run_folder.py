@@ -51,19 +51,21 @@ class RunFolder:
             if self.checkpoints.exists() and any(self.checkpoints.iterdir()):  # empty it may be a mounted disk
                 self.checkpoints.rename(self._unused_old())
 
-    def go_on_from(self, rows: int, later: Sequence[Path]) -> None:
-        """Continue this folder's own run: keep the first `rows` metrics, and put `later` checkpoints apart."""
+    def go_on_from(self, rows: int, later: Sequence[Path]) -> int:
+        """Continue this folder's own run: keep the first `rows` metrics, and put `later` checkpoints apart, in
+        checkpoints/old-<n>. Returns how many metrics there are.
+        """
         with disk_errors("clear", self.path):
             for name in (summary_schema.FILE_NAME, self.timeline_png.name):
                 (self.path / name).unlink(missing_ok=True)
             for partial in self.checkpoints.glob(".*.partial"):
                 shutil.rmtree(partial)
             if later:
-                apart = self._unused_old()
+                apart = next(p for n in count(1) if not (p := self.checkpoints / f"old-{n}").exists())
                 apart.mkdir()
                 for folder in later:
                     folder.rename(apart / folder.name)
-        sinks.keep_rows(rows, self.metrics_csv, self.metrics_jsonl)
+        return sinks.keep_rows(rows, self.metrics_csv, self.metrics_jsonl)
 
     def _unused_old(self) -> Path:
         return next(p for n in count(1) if not (p := self.path / f"checkpoints.old-{n}").exists())

@@ -44,13 +44,15 @@ class Sink(Protocol):
 
 
 class SinkList:
-    """Hands every row to every sink, in order."""
+    """Hands every row to every sink, in order. rows: how many there are, those of a run that goes on included."""
 
-    def __init__(self, sinks: list[Sink]) -> None:
+    def __init__(self, sinks: list[Sink], rows: int = 0) -> None:
         self._sinks = sinks
+        self.rows = rows
 
     def log(self, row: MetricRow) -> None:
         """Take one row."""
+        self.rows += 1
         for sink in self._sinks:
             sink.log(row)
 
@@ -103,14 +105,20 @@ class JsonlSink:
         self._file.close()
 
 
-def keep_rows(rows: int, metrics_csv: Path, metrics_jsonl: Path) -> None:
-    """Remove all but the first `rows` rows: a run that goes on from a checkpoint logs the others again."""
-    for path, lines in ((metrics_csv, 1 + rows), (metrics_jsonl, rows)):
+def keep_rows(rows: int, metrics_csv: Path, metrics_jsonl: Path) -> int:
+    """Remove all but the first `rows` rows: a run that goes on from a checkpoint logs the others again.
+
+    Returns how many there are: fewer, where the last ones never reached the disk.
+    """
+    found = 0
+    for path, header in ((metrics_csv, 1), (metrics_jsonl, 0)):
         if path.exists():
             with disk_errors("read", path):
-                kept = path.read_bytes().splitlines(keepends=True)[:lines]
+                kept = path.read_bytes().splitlines(keepends=True)[: header + rows]
             with atomic_write(path, "wb") as stream:
                 stream.writelines(kept)
+            found = max(found, len(kept) - header)
+    return found
 
 
 class TensorBoardSink:

@@ -6,7 +6,7 @@ Every result and checkpoint goes through here. A disk error is the user's to sol
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,10 +42,11 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names in a folder outlive a crash of the machine."""
+    """Have the names in a folder outlive a crash of the machine, on file systems that can be asked for that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -5,6 +5,7 @@ Samples leave it raw; strategies transform them on their device. Which samples a
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from reprise.runtime.errors import UserError
 from reprise.runtime.seeds import torch_generator
+from reprise.runtime.stop import signals_ignored
 from reprise.scenarios.sampler import EvalSampler, TrainSampler
 from reprise.scenarios.task import Batch, Indices, Samples
 
@@ -44,8 +46,13 @@ def train_loader(dataset: Samples, sampler: TrainSampler, workers: int = 0, rows
         samples = _Reporting(dataset)
         # Not fork: threads of Horovod, MPI and CUDA do not survive it. The server imports torch once for all workers.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch"])
-        arguments = {"multiprocessing_context": context, "persistent_workers": True}
+        with signals_ignored():
+            resource_tracker.ensure_running()  # inherits that; workers and their server see to themselves
+        context.set_forkserver_preload(["torch", "reprise.scenarios.loading_process"])
+        arguments = {
+            "multiprocessing_context": context,
+            "persistent_workers": True,
+        }
     return Batches(
         samples,
         batch_sampler=sampler,

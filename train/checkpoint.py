@@ -63,7 +63,7 @@ class Progress:
     @property
     def name(self) -> str:
         """Of its checkpoint's folder."""
-        if self.between_tasks:
+        if self.between_tasks and self.tasks_done:
             return f"task_{self.tasks_done - 1:02d}"
         return f"step_{self.steps:08d}" + ("_trained" if self.trained else "")
 
@@ -138,12 +138,18 @@ def find(path: str | Path) -> list[Path]:
     found = [folder for pattern in NAMES for at in (path / "checkpoints", path) for folder in at.glob(pattern)]
 
     def newest_last(folder: Path) -> tuple[bool, tuple[int, ...]]:
-        try:
-            return False, read_manifest(folder).progress.age
-        except DamagedError:
-            return True, ()
+        return (False, read_manifest(folder).progress.age) if is_readable(folder) else (True, ())
 
     return sorted((folder for folder in found if folder.is_dir()), key=newest_last, reverse=True)
+
+
+def is_readable(folder: Path) -> bool:
+    """Whether it says how far it is; its files may be damaged all the same."""
+    try:
+        read_manifest(folder)
+    except DamagedError:
+        return False
+    return True
 
 
 def read_manifest(folder: Path) -> Checkpoint:

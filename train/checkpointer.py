@@ -12,15 +12,16 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reprise.buffer import Capture, Increments, RehearsalBuffer, ShardFile
+from reprise.buffer import Capture, Increments, RehearsalBuffer, ShardFile, base
 from reprise.cl_models.base import ContinualModel
 from reprise.runtime import tensor_file
 from reprise.runtime.dist import Communicator
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import SharedUserError, UserError
 from reprise.runtime.files import disk_errors, sha256, sync_folder
 from reprise.runtime.stop import StoppedError, StopRequest
 from reprise.train import checkpoint
@@ -30,7 +31,8 @@ from reprise.train.checkpoint import Checkpoint, Progress
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.02
-_WRITTEN, _REFUSED = 1, 2  # what became of a checkpoint, as ranks tell each other; 0: not known yet
+# What became of a checkpoint, as ranks tell each other; 0: not known yet.
+_WRITTEN, _REFUSED, _THERE = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class _Saving:
     capture: Capture | None
     writing: "Future[_Written]"
     shard: tuple[ShardFile, ...] = ()
-    committing: "Future[str] | None" = None
+    committing: "Future[tuple[int, str]] | None" = None
     everyone_wrote: bool = False
 
 
@@ -96,6 +98,7 @@ class Checkpointer:
         self._saving: _Saving | None = None
         self._wanted = False  # a checkpoint is due and not begun
         self._saved_at = time.monotonic()
+        self._refused = ""  # why the last checkpoint was
 
     def after_step(self, step: int, here: Callable[[], Progress], means: Callable[[], dict[str, Any]]) -> None:
         """Save if it is time. step: steps done. here: how far the run is; means: this rank's of the epoch under way.
@@ -110,8 +113,10 @@ class Checkpointer:
             self._begin(here(), means())
 
     def check(self, here: Callable[[], Progress]) -> None:
-        """Between steps of other kinds (an evaluation): as after_step, but nothing is due."""
+        """As after_step, where no step is taken: in an evaluation."""
         self._exchange(here, dict)
+        if self._wanted and self._saving is None:
+            self._begin(here(), {})
 
     def after_task(self, progress: Progress) -> None:
         """Save at a task's end; the checkpoint before has to be finished first."""
@@ -141,8 +146,10 @@ class Checkpointer:
         self._begin(progress, means())
         self.settle()
         self._writer.shutdown()
-        name = signal.Signals(stopped_by).name
-        raise StoppedError(f"stopped by {name} after step {progress.steps}; go on with --resume")
+        said = f"stopped by {signal.Signals(stopped_by).name} after step {progress.steps}"
+        if self._refused:
+            raise SharedUserError(f"{said}, which could not be saved: {self._refused}; earlier checkpoints are whole")
+        raise StoppedError(f"{said}; go on with --resume")
 
     def _tell_each_other(self) -> int:
         """One exchange; takes the checkpoint under way as far as it goes. Returns the signal to stop, or 0."""
@@ -150,7 +157,7 @@ class Checkpointer:
         unwritten = saving is not None and not saving.everyone_wrote and not saving.writing.done()
         outcome = 0
         if saving and saving.committing and saving.committing.done():
-            outcome = _REFUSED if saving.committing.result() else _WRITTEN
+            outcome = saving.committing.result()[0]
         told = self._agreement.exchange([self._stop.signal, late and self._comm.rank == 0, unwritten, outcome])
         stopped_by, due, someone_writes, outcome = told
         self._wanted = self._wanted or bool(due)
@@ -168,7 +175,9 @@ class Checkpointer:
         """Copy everything and have it written."""
         self._wanted, self._saved_at = False, time.monotonic()
         partial = self._folder / f".{progress.name}.partial"
-        capture = self._increments.capture() if self._increments else None
+        # The ends of tasks share no file with what came before, so that a disk's bad block does not take everything.
+        capture = self._increments.capture(whole=progress.between_tasks) if self._increments else None
+        finite = all(bool(value.isfinite().all()) for value in means.get("sums", {}).values())
         states = {
             checkpoint.rank_file(self._comm.rank): {
                 **checkpoint.state_of_rank(self._strategy),
@@ -177,11 +186,14 @@ class Checkpointer:
         }
         if self._comm.rank == 0:
             states[checkpoint.MODEL] = checkpoint.on_host(self._strategy.state_dict())
-        writing = self._writer.submit(self._write, partial, states, capture)
+        problem = "" if finite else f"rank {self._comm.rank}: the loss is not finite, so there is nothing to go on from"
+        writing = self._writer.submit(self._write, partial, states, capture, problem)
         self._saving = _Saving(progress, partial, capture, writing)
 
-    def _write(self, partial: Path, states: dict[str, Any], capture: Capture | None) -> _Written:
+    def _write(self, partial: Path, states: dict[str, Any], capture: Capture | None, problem: str) -> _Written:
         """On the writer's thread."""
+        if problem:
+            return _Written({}, (), problem)
         files = {}
         try:
             for name, state in states.items():
@@ -197,15 +209,19 @@ class Checkpointer:
         everyone = self._comm.allgather_object(own, name="checkpoint")
         problem = next((written.problem for written in everyone if written.problem), "")
         saving.everyone_wrote, saving.shard = True, own.shard
+        self._refused = problem
         if self._comm.rank == 0:
             if problem:
                 saving.committing = self._writer.submit(self._discard, saving, problem)
             else:
                 saving.committing = self._writer.submit(self._rename, saving, everyone)
 
-    def _rename(self, saving: _Saving, everyone: list[_Written]) -> str:
-        """On rank 0's writer's thread. Returns what went wrong."""
+    def _rename(self, saving: _Saving, everyone: list[_Written]) -> tuple[int, str]:
+        """On rank 0's writer's thread. Returns what became of it, and what went wrong."""
         partial, final = saving.partial, self._folder / saving.progress.name
+        if final.exists():  # the run was resumed from it and has not taken a step since
+            self._discard(saving, "")
+            return _THERE, ""
         try:
             files = {name: digest for written in everyone for name, digest in written.files.items()}
             if self._increments is not None and saving.capture:
@@ -214,20 +230,17 @@ class Checkpointer:
                 files[str(manifest.relative_to(partial))] = sha256(manifest)
             checkpoint.write_manifest(partial, saving.progress, self._comm.size, files)
             with disk_errors("write", final):
-                replaced = self._folder / f".{final.name}.old.partial"
-                if final.exists():  # resumed and stopped at the same step
-                    os.rename(final, replaced)
+                sync_folder(partial)
                 os.rename(partial, final)
                 sync_folder(self._folder)
-                shutil.rmtree(replaced, ignore_errors=True)
         except UserError as error:
             return self._discard(saving, str(error))
-        self._prune(final)
-        return ""
+        self._prune()
+        return _WRITTEN, ""
 
-    def _discard(self, saving: _Saving, problem: str) -> str:
+    def _discard(self, saving: _Saving, problem: str) -> tuple[int, str]:
         shutil.rmtree(saving.partial, ignore_errors=True)
-        return problem
+        return _REFUSED, problem
 
     def _finish(self, saving: _Saving, outcome: int) -> None:
         self._saving = None
@@ -235,13 +248,25 @@ class Checkpointer:
             if self._increments and saving.capture:
                 final = self._folder / saving.progress.name
                 self._increments.keep(saving.capture, final / checkpoint.BUFFER, saving.shard)
-        elif saving.committing:
-            logger.error("no checkpoint %s: %s", saving.progress.name, saving.committing.result())
+        elif outcome == _REFUSED:
+            self._refused = self._refused or "rank 0 could not write it"
+            if saving.committing:
+                _, self._refused = saving.committing.result()
+                logger.error("no checkpoint %s: %s", saving.progress.name, self._refused)
 
-    def _prune(self, newest: Path) -> None:
-        """Delete all but the last checkpoints."""
+    def _prune(self) -> None:
+        """Delete all but the last checkpoints, and the last one that shares no file with them."""
         if not self._keep:
             return
-        for old in checkpoint.find(self._folder)[self._keep :]:
-            if old != newest:
-                shutil.rmtree(old, ignore_errors=True)
+        whole = [folder for folder in checkpoint.find(self._folder) if checkpoint.is_readable(folder)]
+        kept, old = whole[: self._keep], whole[self._keep :]
+        bases = {base(folder / checkpoint.BUFFER) for folder in kept}
+        if len(kept) > 1 and len(bases) == 1 and self._increments is not None:
+            spare = next((folder for folder in old if base(folder / checkpoint.BUFFER) not in bases), None)
+            old = [folder for folder in old if folder != spare]
+        for folder in old:
+            # Renamed first: what a kill leaves half deleted must not look like a damaged checkpoint.
+            gone = folder.with_name(f".{folder.name}.old.partial")
+            with suppress(OSError):
+                os.rename(folder, gone)
+                shutil.rmtree(gone)

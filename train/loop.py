@@ -15,7 +15,7 @@ import torch
 
 from reprise.cl_models.base import ContinualModel
 from reprise.report.progress import EpochProgress
-from reprise.report.sinks import MetricRow, Sink
+from reprise.report.sinks import MetricRow, SinkList
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
 from reprise.runtime.spans import Spans
@@ -76,13 +76,14 @@ class Loop:
         self._spans = spans
         self._samplers = [self._sampler(task) for task in scenario.tasks]
 
-    def run(self, sink: Sink, on_evaluation: Callable[[Progress], None], checkpointer: Checkpointer) -> Progress:
+    def run(self, sink: SinkList, on_evaluation: Callable[[Progress], None], checkpointer: Checkpointer) -> Progress:
         """Train what is left; returns how far it got, the same on every rank.
 
         sink: gets every number measured. on_evaluation: called on rank 0 after each evaluation. Collective. Raises
         StoppedError when a signal has asked for it, with everything saved.
         """
         self._sink, self._on_evaluation, self._checkpointer = sink, on_evaluation, checkpointer
+        self.progress = replace(self.progress, rows=sink.rows)
         if self.settings.evaluates and not self.progress.untrained:
             self._evaluate(None)
         for task in self.scenario.tasks[self.progress.tasks_done :]:
@@ -93,6 +94,7 @@ class Loop:
                 self._evaluate(task)
             self.progress = replace(self.progress, tasks_done=task.index + 1, trained=False)
             checkpointer.after_task(self.progress)
+        self.comm.at("the end")
         checkpointer.close()
         return self.progress
 
@@ -130,7 +132,8 @@ class Loop:
                     here = partial(self._so_far, step + 1, images, started)
                     self._checkpointer.after_step(self.progress.steps + step + 1, here, mean.state)
             self.progress = replace(self._so_far(len(sampler), images, started), epoch=epoch + 1, samples=0)
-            self._end_epoch(task.index, epoch, images * self.comm.size / (perf_counter() - started), mean)
+            speed = images * self.comm.size / (perf_counter() - started) if images else None
+            self._end_epoch(task.index, epoch, speed, mean)
         if told or task.index == len(self.scenario.tasks) - 1:
             self.strategy.end_task(told)
         average_statistics(self.strategy.network, self.comm)
@@ -150,6 +153,7 @@ class Loop:
 
     def _memorise(self, task: Task, sampler: TrainSampler, loader: Batches) -> None:
         """Show the strategy a task's samples once more, without training on them."""
+        self.comm.at(f"the pass that stores task {task.index}")
         started = perf_counter()
         sampler.set_epoch(self.settings.epochs[task.index])
         self.strategy.network.eval()
@@ -172,8 +176,10 @@ class Loop:
         stretch = self.settings.epochs[0] / whole
         return self._regime_for(0), lambda epoch: (before + epoch * per_epoch) * stretch
 
-    def _end_epoch(self, task: int, epoch: int, images_per_second: float, mean: "_Mean") -> None:
-        values = {**mean.floats(), "images_per_second": images_per_second}
+    def _end_epoch(self, task: int, epoch: int, images_per_second: float | None, mean: "_Mean") -> None:
+        values = mean.floats()
+        if images_per_second is not None:  # the epoch was not resumed at its very end
+            values["images_per_second"] = images_per_second
         for name, value in values.items():
             self._log(task, epoch, "train", name, value)
         loss = values.get("loss", 0.0)  # an epoch that was resumed at its end, on another number of ranks, has no means
@@ -189,7 +195,7 @@ class Loop:
             self.comm,
             batch_size=self.settings.eval_batch_size,
             device=self.settings.device,
-            after_each=partial(self._checkpointer.check, lambda: self.progress) if task else lambda: None,
+            after_each=partial(self._checkpointer.check, lambda: self.progress),
         )
         if task is None:
             self.progress = replace(self.progress, untrained=tuple(scores.class_il.tolist()))
@@ -219,7 +225,7 @@ class Loop:
 
     def _log(self, task: int, epoch: int, split: str, metric: str, value: float) -> None:
         self._sink.log(MetricRow(task, epoch, self.progress.steps, split, metric, value))
-        self.progress = replace(self.progress, rows=self.progress.rows + 1)
+        self.progress = replace(self.progress, rows=self._sink.rows)
 
     def _sampler(self, task: Task) -> TrainSampler:
         return TrainSampler(

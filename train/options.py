@@ -271,6 +271,11 @@ class RunOptions(Section):
             raise ValueError("there is no such folder; name a checkpoint of an earlier run, or leave it out")
         return expanduser(value) if value else None
 
+    @field_validator("checkpoint_every", mode="before")
+    @classmethod
+    def _may_be_a_number(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
     @field_validator("checkpoint_every")
     @classmethod
     def _is_steps_or_time(cls, value: str) -> str:

@@ -80,7 +80,10 @@ class Watchdog:
 
     def _end(self, what: str, waited: float) -> NoReturn:
         where = f" in {self.where}" if self.where else ""
-        known = self.others()
+        try:
+            known = self.others()
+        except Exception as error:  # whatever it is, this process has to end now
+            known = str(error)
         line = (
             f"reprise: {self._who}: {what}{where} has waited {waited:.0f} s for the other ranks, limit "
             f"{self.limit_s:g} s (--timeout or REPRISE_TIMEOUT): a rank is stuck or gone{known and f' ({known})'}; "

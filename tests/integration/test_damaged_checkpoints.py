@@ -1,7 +1,9 @@
 """Checkpoints that something happened to: found, named, never loaded, and the one before them is taken."""
 
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ from runs import DIGITS, run, summary
 from reprise.main import main
 from reprise.runtime import dist
 from reprise.runtime.errors import UserError
+from reprise.runtime.stop import REQUEUE
 from reprise.train import checkpoint
+from reprise.train.checkpointer import Checkpointer
+from reprise.train.stepper import Stepper
 
 OPTIONS = ["--tasksets-config", "{'increment': 5}", "--model", "Derpp", "--checkpoint-every", "15"]
 OPTIONS += [
@@ -22,12 +27,27 @@ OPTIONS += [
 CASES = 600
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _every_checkpoint():
+    """Each is finished before training goes on: steps of these runs are too short for a disk to follow."""
+
+    def begin_and_settle(self, progress, means, begin=Checkpointer._begin):
+        begin(self, progress, means)
+        self.settle()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "_begin", begin_and_settle)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, _every_checkpoint):
     """A run with a chain of incremental saves in its last checkpoint."""
     folder = run(tmp_path_factory.mktemp("finished"), "run", *OPTIONS)
-    chain = list((folder / "checkpoints" / "task_01" / "buffer").glob("shard-*"))
-    assert len(chain) > 1
+    shutil.rmtree(folder / "checkpoints" / "task_01")
+    newest = checkpoint.find(folder)[0]
+    assert newest.name.startswith("step_")
+    assert len(list((newest / "buffer").glob("shard-*"))) > 1
     return folder
 
 
@@ -52,10 +72,9 @@ def damages(folder: Path):
 def test_every_changed_byte_and_every_cut_is_found_and_named(finished, tmp_path):
     """The files of one checkpoint hold some 100,000 bytes: sampled."""
     copy = tmp_path / "checkpoints"
-    shutil.copytree(finished / "checkpoints", copy)
+    shutil.copytree(finished / "checkpoints", copy)  # not linked to each other: what is damaged is damaged alone
     newest, before = checkpoint.find(copy)[:2]
     made_with = checkpoint.read_manifest(newest).progress.fingerprint
-    found = 0
     for path, damaged in damages(newest):
         content = path.read_bytes()
         path.write_bytes(damaged)
@@ -67,11 +86,35 @@ def test_every_changed_byte_and_every_cut_is_found_and_named(finished, tmp_path)
         assert chosen is not None
         assert chosen.folder == before
         path.write_bytes(content)
-        found += 1
-    assert found == CASES
     chosen = choose(copy, made_with)
     assert chosen is not None
     assert chosen.folder == newest
+
+
+def test_a_damaged_file_that_checkpoints_share_leaves_one_that_has_its_own(tmp_path, monkeypatch):
+    """A bad block of the disk: hard links show the same bytes everywhere."""
+    minimise, steps = Stepper.minimise, iter(range(1000))
+
+    def stopping(self, loss, *columns):
+        if next(steps) == 82:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return minimise(self, loss, *columns)
+
+    monkeypatch.setattr(Stepper, "minimise", stopping)
+    arguments = [*DIGITS, *OPTIONS, "--checkpoint-every", "10", "--keep-checkpoints", "2"]
+    assert main([*arguments, "--results-dir", str(tmp_path), "--save-dir", "run"]) == REQUEUE
+    found = checkpoint.find(tmp_path / "run")
+    assert [path.name for path in found] == ["step_00000083", "step_00000080", "step_00000040"]
+    made_with = checkpoint.read_manifest(found[0]).progress.fingerprint
+    shared = found[0] / "buffer" / "shard-00000-of-00001.1.pt"
+    assert shared.samefile(found[1] / "buffer" / shared.name)
+    content = shared.read_bytes()
+    with open(shared, "r+b") as stream:  # in place, in all of them
+        stream.seek(len(content) // 2)
+        stream.write(bytes([content[len(content) // 2] ^ 1]))
+    chosen = choose(tmp_path / "run", made_with)
+    assert chosen is not None
+    assert chosen.folder == found[2]
 
 
 def test_resume_names_a_damaged_checkpoint_and_goes_on_from_the_one_before(finished, tmp_path, caplog):
@@ -84,7 +127,7 @@ def test_resume_names_a_damaged_checkpoint_and_goes_on_from_the_one_before(finis
     assert any(f"{newest}" in line and "rank_00000.pt" in line for line in caplog.messages)
     assert any(f"resumed from {before}" in line for line in caplog.messages)
     assert summary(again)["average_accuracy"] == summary(finished)["average_accuracy"]
-    assert (folder / "checkpoints.old-1" / newest.name).is_dir(), "nothing is thrown away"
+    assert (folder / "checkpoints" / "old-1" / newest.name).is_dir(), "nothing is thrown away"
 
 
 def test_when_no_checkpoint_is_whole_nothing_is_begun_or_lost(finished, tmp_path, capsys):
@@ -120,7 +163,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
     folder = run(tmp_path, "few", *OPTIONS, "--checkpoint-every", "10", "--keep-checkpoints", "2")
     kept = checkpoint.find(folder)
     assert len(kept) == len(list((folder / "checkpoints").iterdir())) == 2
-    assert kept[0].name == "task_01"
+    assert [path.name for path in kept] == ["task_01", "step_00000080"]
 
 
 @pytest.mark.parametrize(("value", "fragment"), [("often", "10min"), ("-3", "10min"), ("5 parsecs", "10min")])

@@ -94,7 +94,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(tmp_path, whole, la
     """25 kills with --whole, of every rank or of one; up to five of them hit the same run."""
     expected = whole(launcher)
     seconds = json.loads((expected / "summary.json").read_text())["train_seconds"]
-    kills = 25 if request.config.getoption("--whole") else 2
+    kills = 25 if request.config.getoption("--whole") else 3 - launcher[1]
     chance, number, of_this_run = random.Random(launcher[1]), 0, 0
     while kills:
         folder = tmp_path / f"{number}"
@@ -111,13 +111,29 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(tmp_path, whole, la
         number, of_this_run = number + 1, 0
 
 
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_every_process_of_the_job_leaves_the_loaders_to_their_work(tmp_path, whole, signal, request):
+    """As a scheduler does it: workers and the server that forks them get it too."""
+    if signal == "SIGTERM" and not request.config.getoption("--whole"):
+        pytest.skip("only with --whole")
+    folder, quiet = tmp_path / "run", ("--checkpoint-every", "0", "--dataloader-workers", "2")
+    finished = start(ALONE, folder, *quiet, fault=f"all-{signal}:0:100")
+    assert finished.returncode == REQUEUE, finished.output
+    assert "Traceback" not in finished.output
+    finished = start(ALONE, folder, "--checkpoint-every", "0", "--resume")
+    assert finished.returncode == 0, finished.output
+    assert_same(folder, whole(ALONE), 1)
+
+
 @pytest.mark.parametrize(
     ("launcher", "signal", "rank"),
     [(ALONE, "SIGUSR1", -1), (TWO, "SIGTERM", -1), (TWO, "SIGUSR1", 1)],
     ids=["alone", "every rank", "one rank"],
 )
-def test_told_to_stop_it_saves_and_goes_on_as_the_same_run(tmp_path, whole, launcher, signal, rank):
+def test_told_to_stop_it_saves_and_goes_on_as_the_same_run(tmp_path, whole, launcher, signal, rank, request):
     """SLURM signals every process, or one. Without periodic checkpoints: what is resumed was saved at the signal."""
+    if (launcher, rank) == (TWO, -1) and not request.config.getoption("--whole"):
+        pytest.skip("only with --whole")
     expected, folder = whole(launcher), tmp_path / "run"
     finished = start(launcher, folder, "--checkpoint-every", "0", fault=f"{signal}:{rank}:100")
     assert finished.returncode == REQUEUE if launcher == ALONE else finished.returncode != 0, finished.output

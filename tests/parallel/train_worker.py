@@ -4,6 +4,7 @@ train_worker.py plain ARGUMENTS...        main.py as it is
 train_worker.py kill:RANK:STEP ...        rank RANK is killed (-9) before step STEP
 train_worker.py die:RANK:SECONDS ...      rank RANK is killed (-9) so long after its first step began; -1: every rank
 train_worker.py SIGTERM:RANK:STEP ...     rank RANK gets the signal before step STEP
+train_worker.py all-SIGTERM:RANK:STEP ... it and all processes that it has started
 train_worker.py refuse:RANK:NUMBER ...    rank RANK cannot write its part of the NUMBER-th checkpoint
 train_worker.py labels ...                pixels say their label; every row trained on is checked
 """
@@ -13,6 +14,7 @@ import signal
 import sys
 import threading
 
+import psutil
 import torch
 
 from reprise.buffer import RehearsalBuffer
@@ -36,6 +38,11 @@ def before_step(rank: int, step: int, action) -> None:
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
+
+
+def send_to_all(number: int) -> None:
+    for process in [*psutil.Process().children(recursive=True), psutil.Process()]:
+        process.send_signal(number)
 
 
 def die_after(seconds: float) -> None:
@@ -83,6 +90,8 @@ if __name__ == "__main__":
         before_step(int(numbers[0]), int(numbers[1]), lambda: send(signal.SIGKILL))
     elif kind == "die":
         before_step(int(numbers[0]), 0, lambda: die_after(float(numbers[1])))
+    elif kind.startswith("all-"):
+        before_step(int(numbers[0]), int(numbers[1]), lambda: send_to_all(signal.Signals[kind.removeprefix("all-")]))
     elif kind.startswith("SIG"):
         before_step(int(numbers[0]), int(numbers[1]), lambda: send(signal.Signals[kind]))
     elif kind == "refuse":

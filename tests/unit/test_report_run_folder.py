@@ -60,12 +60,12 @@ def test_a_resumed_run_forgets_what_was_written_after_its_checkpoint_and_nothing
     (tmp_path / "summary.json").write_text("old")
     (tmp_path / "log.txt").write_text("kept")
     (folder.checkpoints / ".step_00000025.partial").mkdir()
-    folder.go_on_from(2, [folder.checkpoints / "task_02"])
+    assert folder.go_on_from(2, [folder.checkpoints / "task_02"]) == 2
     with open(folder.metrics_csv, newline="") as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["10", "20"]
     assert [json.loads(line)["step"] for line in folder.metrics_jsonl.read_text().splitlines()] == [10, 20]
-    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["task_00", "task_01"]
-    assert (tmp_path / "checkpoints.old-1" / "task_02").is_dir()
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["old-1", "task_00", "task_01"]
+    assert (folder.checkpoints / "old-1" / "task_02").is_dir()
     assert not (tmp_path / "summary.json").exists()
     assert (tmp_path / "log.txt").read_text() == "kept"
 

@@ -93,7 +93,7 @@ def test_a_full_disk_is_one_line_and_leaves_whole_lines(tmp_path, sink_type, cap
         with pytest.raises(UserError, match=f"cannot write '{path}'") as caught:
             sink.close()
     assert "\n" not in str(caught.value)
-    (said,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    (said,) = [record.message for record in caplog.records if record.name == "reprise.report.sinks"]
     assert str(path) in said
     assert path.read_text().splitlines(keepends=True) == lines
     assert 1 <= len(lines) < 20
