@@ -395,13 +395,12 @@ PYBIND11_MODULE(_core, module) {
       .def("labels", [](BoundEngine& self) { return ToArray(self.engine().labels()); })
       .def("versions", [](BoundEngine& self) { return ToArray(self.engine().versions()); })
       .def("policy_state", [](BoundEngine& self) { return ToDict(self.engine().policy_state()); })
-      .def(
-          "read_column",
-          [](BoundEngine& self, size_t column, const Int64s& slots, Address target) {
-            const std::span<const int64_t> wanted(slots.data(), static_cast<size_t>(slots.size()));
-            const py::gil_scoped_release release;
-            self.engine().ReadColumn(column, wanted, reinterpret_cast<std::byte*>(target));
-          })
+      .def("read_column",
+           [](BoundEngine& self, size_t column, const Int64s& slots, Address target) {
+             const std::span<const int64_t> wanted(slots.data(), static_cast<size_t>(slots.size()));
+             const py::gil_scoped_release release;
+             self.engine().ReadColumn(column, wanted, reinterpret_cast<std::byte*>(target));
+           })
       .def("load", &BoundEngine::Load)
       .def(
           "adopt_draw",

@@ -522,7 +522,8 @@ void Engine::ReadColumn(size_t column, std::span<const int64_t> slots, std::byte
                                                            : offsetof(RecordHeader, task);
   for (const int64_t slot : slots) {
     if (slot < 0 || slot >= policy_->stored()) throw std::invalid_argument("no sample in slot " + std::to_string(slot));
-    std::memcpy(target, reinterpret_cast<const std::byte*>(&shard_.record(static_cast<uint32_t>(slot))) + offset, bytes);
+    std::memcpy(target, reinterpret_cast<const std::byte*>(&shard_.record(static_cast<uint32_t>(slot))) + offset,
+                bytes);
     target += bytes;
   }
 }
