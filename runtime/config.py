@@ -161,7 +161,7 @@ def resolve(model: type[S], sources: Sequence[Source], choices: Choices) -> Reso
     ignored: list[str] = []
     warnings: list[str] = []
     for source in sources:
-        _check_text(source.values, source.name)
+        _check_text(source.values, source.name, set())
         values = _normalised(model, source, ignored)
         own = dict.fromkeys([*values, *_flat(values)], source)
         _checked(model, values, choices, own, alone=True)
@@ -184,18 +184,22 @@ def resolve(model: type[S], sources: Sequence[Source], choices: Choices) -> Reso
     return Resolved(options, origin, warnings)
 
 
-def _check_text(value: Any, where: str) -> None:
-    """Refuse halves of characters, as bytes that are no UTF-8 and some escapes leave them: nothing can print them."""
+def _check_text(value: Any, where: str, seen: set[int]) -> None:
+    """Refuse halves of characters, as bytes that are no UTF-8 and some escapes leave them: nothing can print them.
+
+    seen: what need not be looked at again. YAML's aliases make one value stand in many places, even in itself.
+    """
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             raise UserError(f"{where}: {ascii(value)[:80]} is not text; write it as UTF-8, without escapes")
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check_text(key, where)
-            _check_text(inner, where)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _check_text(inner, where)
+        return
+    if id(value) in seen:
+        return
+    inside = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+    if isinstance(inside, list | tuple):
+        seen.add(id(value))
+        for inner in inside:
+            _check_text(inner, where, seen)
 
 
 def _default_origin(model: type[Section], dotted: str) -> str:
