@@ -33,7 +33,7 @@ test: setup ctest  ## every test that needs no GPU
 	@# Most tests keep one core busy; only jobs of several ranks need all of them.
 	$(IN_VENV) OMP_NUM_THREADS=1 timeout 900 pytest -n 2 --dist loadfile tests/unit tests/integration
 	$(IN_VENV) timeout 600 pytest tests/contract
-	$(IN_VENV) timeout 1500 pytest tests/parallel
+	$(IN_VENV) timeout 1800 pytest tests/parallel
 
 ctest: setup  ## the C++ tests: as released, under address and undefined, and under thread sanitizer
 	@$(MAKE) --no-print-directory -j2 --output-sync=target ALL_IN_TURN=1 $(CPP_BUILDS:%=ctest-%)
