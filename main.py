@@ -140,8 +140,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         backward_passes_per_step=options.batches_per_allreduce,
     )
     strategy = _strategy(options, scenario, network, model, optimizer, buffer, device, comm, spans)
-    if resumed:
-        checkpoint.load(resumed, strategy, comm)
+    means = checkpoint.load(resumed, strategy, comm) if resumed else {}
     loop = Loop(
         strategy,
         scenario,
@@ -151,7 +150,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         regime_for=regimes.__getitem__,
         spans=spans,
         progress=resumed.progress if resumed else Progress(_fingerprint(options)),
-        means=checkpoint.load_means(resumed, comm) if resumed else {},
+        means=means,
     )
 
     # Nothing is left that could refuse this run: only now may it touch what an earlier one left in the folder.

@@ -4,9 +4,9 @@
 docs/buffer.md.
 """
 
-from reprise.buffer.increments import Capture, Increments, base, check_saved
+from reprise.buffer.increments import Capture, Increments, chain_of, check_saved
 from reprise.buffer.rehearsal import RehearsalBuffer
 from reprise.buffer.schema import Draw, Field
 from reprise.buffer.snapshot import ShardFile
 
-__all__ = ["Capture", "Draw", "Field", "Increments", "RehearsalBuffer", "ShardFile", "base", "check_saved"]
+__all__ = ["Capture", "Draw", "Field", "Increments", "RehearsalBuffer", "ShardFile", "chain_of", "check_saved"]

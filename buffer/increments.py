@@ -98,7 +98,7 @@ def check_saved(folder: Path, rank: int, size: int) -> None:
         snapshot.check_files(folder, manifest, saved_rank)
 
 
-def base(folder: Path) -> int | None:
+def chain_of(folder: Path) -> int | None:
     """Tells chains apart: two saves on one disk with the same number share files. None: it cannot be read."""
     try:
         first = snapshot.read_manifest(folder)["shards"][0][0]["file"]

@@ -205,7 +205,7 @@ class _LineFile:
         self._path = path
         with disk_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: a line is in the file when append returns, and a failed write leaves nothing pending.
+            # Unbuffered: a line is in the file when append returns, unless the disk refuses it.
             self._stream = open(path, "a+b", buffering=0)  # noqa: SIM115, closed by close()
             self._stream.seek(0)
             content = self._stream.read()

@@ -180,8 +180,11 @@ def choose(path: str | Path, fingerprint: dict[str, Any], comm: Communicator, *,
     return None
 
 
-def load(checkpoint: Checkpoint, strategy: ContinualModel, comm: Communicator) -> None:
-    """Put a checkpoint's strategy and this rank's generators back. The buffer is restored by whoever builds it."""
+def load(checkpoint: Checkpoint, strategy: ContinualModel, comm: Communicator) -> dict[str, Any]:
+    """Put a checkpoint's strategy and this rank's generators back. The buffer is restored by whoever builds it.
+
+    Returns this rank's means of the epoch under way; {} on another number of ranks.
+    """
     strategy.load_state_dict(torch.load(checkpoint.folder / MODEL, weights_only=True, map_location="cpu"))
     if checkpoint.world_size == comm.size:
         state = torch.load(checkpoint.folder / rank_file(comm.rank), weights_only=True)
@@ -189,16 +192,11 @@ def load(checkpoint: Checkpoint, strategy: ContinualModel, comm: Communicator) -
         strategy.parts.augment_rng.set_state(state["augment_rng"])
         for name, own in _statistics(strategy).items():
             own.copy_(state["statistics"][name])
-    elif comm.rank == 0:
+        return dict(state["means"])
+    if comm.rank == 0:
         saved_by, now = checkpoint.world_size, comm.size
         logger.warning("checkpoint of %d ranks on %d: generators start anew from the seed", saved_by, now)
-
-
-def load_means(checkpoint: Checkpoint, comm: Communicator) -> dict[str, Any]:
-    """This rank's means of the epoch under way; {} on another number of ranks."""
-    if checkpoint.world_size != comm.size:
-        return {}
-    return dict(torch.load(checkpoint.folder / rank_file(comm.rank), weights_only=True)["means"])
+    return {}
 
 
 def _statistics(strategy: ContinualModel) -> dict[str, Tensor]:

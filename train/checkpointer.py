@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reprise.buffer import Capture, Increments, RehearsalBuffer, ShardFile, base
+from reprise.buffer import Capture, Increments, RehearsalBuffer, ShardFile, chain_of
 from reprise.cl_models.base import ContinualModel
 from reprise.runtime import tensor_file
 from reprise.runtime.dist import Communicator
@@ -260,9 +260,9 @@ class Checkpointer:
             return
         whole = [folder for folder in checkpoint.find(self._folder) if checkpoint.is_readable(folder)]
         kept, old = whole[: self._keep], whole[self._keep :]
-        bases = {base(folder / checkpoint.BUFFER) for folder in kept}
-        if len(kept) > 1 and len(bases) == 1 and self._increments is not None:
-            spare = next((folder for folder in old if base(folder / checkpoint.BUFFER) not in bases), None)
+        chains = {chain_of(folder / checkpoint.BUFFER) for folder in kept}
+        if len(kept) > 1 and len(chains) == 1 and self._increments is not None:
+            spare = next((folder for folder in old if chain_of(folder / checkpoint.BUFFER) not in chains), None)
             old = [folder for folder in old if folder != spare]
         for folder in old:
             # Renamed first: what a kill leaves half deleted must not look like a damaged checkpoint.
