@@ -222,8 +222,9 @@ def _check_strategy(options: "Options") -> None:
 
 def _start(options: "Options") -> "Communicator":
     """Start the communication between the processes."""
-    from reprise.runtime import dist, log
+    from reprise.runtime import allocator, dist, log
 
+    allocator.keep_freed_memory()
     if options.no_cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything, Horovod and NCCL included, looks for a GPU
     timeout = options.timeout

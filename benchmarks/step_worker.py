@@ -26,7 +26,7 @@ from reprise.buffer import Field, RehearsalBuffer
 from reprise.cl_models import STRATEGIES, Parts
 from reprise.cl_models.base import ContinualModel, Metrics
 from reprise.cl_models.vanilla import Vanilla
-from reprise.runtime import dist, seeds
+from reprise.runtime import allocator, dist, seeds
 from reprise.runtime.dist import Communicator
 from reprise.runtime.spans import Spans
 from reprise.scenarios.cifar import CIFAR100
@@ -291,6 +291,7 @@ def _passes(network: nn.Module) -> Iterator[dict[str, list[int]]]:
 
 def _run(asked: dict[str, Any]) -> dict[str, Any] | None:
     logging.disable(logging.INFO)
+    allocator.keep_freed_memory()
     comm = dist.init()
     torch.set_num_threads(1)
     work = _Job(comm, asked)

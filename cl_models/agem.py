@@ -58,13 +58,12 @@ def project(gradients: Sequence[Tensor | None], reference: Sequence[Tensor | Non
     the check that skips the step.
     """
     pairs = [(g, r) for g, r in zip(gradients, reference, strict=True) if r is not None]
-    # No product makes a tensor as large as the gradients: filling one takes longer than the arithmetic. Both products
-    # of a parameter come together, while it is in the cache.
     nothing = torch.zeros((), device=pairs[0][1].device)
-    products = [(nothing if g is None else _dot(g, r), _dot(r, r)) for g, r in pairs]
-    dot, square = (torch.stack(column).sum() for column in zip(*products, strict=True))
+    dot = _total([nothing if g is None else _dot(g, r) for g, r in pairs])
+    # Where asking costs nothing: two thirds of the arithmetic are for the steps that project.
     if dot.device.type == "cpu" and 0 <= dot < math.inf:
         return nothing
+    square = _total([_dot(r, r) for _, r in pairs])
     # No reference yet: 0 / tiny instead of 0 / 0.
     factor = dot.clamp(max=0) / square.clamp(min=torch.finfo(square.dtype).tiny)
     for g, r in pairs:
@@ -74,4 +73,9 @@ def project(gradients: Sequence[Tensor | None], reference: Sequence[Tensor | Non
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
+    # A product that is summed up at once: one as large as the gradients takes longer to fill than to compute.
     return torch.dot(a.flatten(), b.flatten())
+
+
+def _total(products: list[Tensor]) -> Tensor:
+    return torch.stack(products).sum()

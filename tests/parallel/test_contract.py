@@ -21,7 +21,6 @@ CHOSEN = [
     ("horovodrun", 2, "collectives", "python"),
     ("horovodrun", 2, "shm", "standard"),
     ("mpirun", 2, "ucx", "standard"),
-    ("torchrun", 2, "ucx", "flyweight"),
     ("torchrun", 4, "shm", "flyweight"),
 ]
 

@@ -11,7 +11,7 @@ import reference_commands
 
 import reprise.main
 
-BY_DEFAULT = ("er-cifar100-instance", "der-cifar10-class")
+BY_DEFAULT = ("er-cifar100-instance",)
 
 
 @pytest.mark.timeout(600)
