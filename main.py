@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 try:
-    from reprise.runtime.errors import PeerLost, SharedUserError, UserError
+    from reprise.runtime.errors import PeerLost, RanksChanged, SharedUserError, UserError
 except ModuleNotFoundError as error:  # the wrong Python: the first mistake everybody makes
     remedy = "run 'make setup' and use .venv/bin/python, or 'pip install -e .' into this Python"
     sys.stderr.write(f"reprise: error: {error} in {sys.executable}; {remedy}\n")
@@ -38,10 +38,11 @@ if TYPE_CHECKING:
     from reprise.runtime.dist import Communicator
     from reprise.runtime.spans import Spans
     from reprise.scenarios import Scenario
-    from reprise.train.checkpoint import Checkpoint
+    from reprise.train.checkpoint import Checkpoint, Progress
     from reprise.train.loop import Settings
     from reprise.train.options import Options
     from reprise.train.regime import Regime
+    from reprise.train.regroup import Carried
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ DOWNLOAD_S = 3600.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. When other ranks may be waiting, the process ends here instead."""
     from reprise import backbone
-    from reprise.runtime.dist import launcher
+    from reprise.runtime import log
+    from reprise.runtime.dist import launcher, regroup
     from reprise.runtime.stop import REQUEUE, StoppedError
     from reprise.train import options
 
@@ -74,7 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, speaks)
 
     try:
-        train(resolved, comm, ["main.py", *arguments])
+        carried = None
+        while True:
+            try:
+                carried = train(resolved, comm, ["main.py", *arguments], carried)
+                if carried is None:
+                    break
+            except PeerLost:
+                if not comm.elastic or (carried and carried.spent):
+                    raise
+                # Another one was lost while these were about to go on: with what they still have.
+            comm = regroup(comm)
+            log.setup(resolved.options.log_level, comm.rank)
     except SharedUserError as error:
         comm.shutdown()
         return _complain(error, comm.rank == 0)
@@ -100,15 +113,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str]) -> None:
-    """Build the parts of a run, train, and write its results. Collective."""
+def train(
+    resolved: "Resolved[Options]", comm: "Communicator", command: list[str], carried: "Carried | None" = None
+) -> "Carried | None":
+    """Build the parts of a run, train, and write its results. Collective.
+
+    Returns None at the run's end. Where the launcher replaces ranks, and one was lost or others want to join: what this
+    rank has, to be called again with when they have met anew.
+    """
     import torch
 
+    from reprise.buffer import take_up
     from reprise.report.run_folder import RunFolder
     from reprise.runtime import seeds
     from reprise.runtime.spans import Spans
     from reprise.runtime.stop import StoppedError, StopRequest
-    from reprise.train import checkpoint
+    from reprise.train import checkpoint, regroup
     from reprise.train.checkpoint import Progress
     from reprise.train.checkpointer import Checkpointer, Every
     from reprise.train.loop import Loop
@@ -117,8 +137,9 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
     options, spans = resolved.options, Spans()
     if options.resume and comm.broadcast_object(RunFolder.finished(_run_path(options))):
         logger.info("%s has finished: nothing is left to resume", _run_path(options))
-        return
-    resumed = _resumed(options, comm)
+        return None
+    shared = regroup.share(carried, comm) if comm.elastic else None
+    resumed = None if shared else _resumed(options, comm)
     folder = comm.agree(lambda: RunFolder(_run_path(options)) if comm.rank == 0 else None)
 
     device = _device(options, comm)
@@ -140,7 +161,17 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         backward_passes_per_step=options.batches_per_allreduce,
     )
     strategy = _strategy(options, scenario, network, model, optimizer, buffer, device, comm, spans)
-    means = checkpoint.load(resumed, strategy, comm) if resumed else {}
+    means, progress = {}, Progress(_fingerprint(options))
+    if resumed:
+        means, progress = checkpoint.load(resumed, strategy, comm), resumed.progress
+    losses = None
+    if shared:
+        strategy.load_state_dict(shared.state)
+        progress = shared.progress
+        if buffer is not None:
+            losses = take_up(buffer, carried.memory if carried else None, comm)
+        if carried:
+            carried.spend()
     loop = Loop(
         strategy,
         scenario,
@@ -149,32 +180,39 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         optimizer=optimizer,
         regime_for=regimes.__getitem__,
         spans=spans,
-        progress=resumed.progress if resumed else Progress(_fingerprint(options)),
+        progress=progress,
         means=means,
     )
 
     # Nothing is left that could refuse this run: only now may it touch what an earlier one left in the folder.
-    sink = comm.agree(lambda: _open(resolved, command, comm, folder, resumed))
+    sink = comm.agree(lambda: _open(resolved, command, comm, folder, progress, resumed, goes_on=shared is not None))
+    if shared:
+        regroup.report(shared, losses, comm)
     reconstructs = scenario.target_shape is not None
     results = Results(folder, options.run_name, reconstructs=reconstructs) if folder else None
     steps, seconds = options.checkpoint_steps_and_seconds
-    with _closed_at_the_end(sink, comm), StopRequest() as stop:
-        checkpointer = Checkpointer(
-            _run_path(options) / "checkpoints",
-            strategy,
-            buffer,
-            comm,
-            every=Every(steps, seconds),
-            keep=options.keep_checkpoints,
-            stop=stop,
-            resumed=resumed,
-        )
-        try:
+    try:
+        with _closed_at_the_end(sink, comm), StopRequest() as stop:
+            checkpointer = Checkpointer(
+                _run_path(options) / "checkpoints",
+                strategy,
+                buffer,
+                comm,
+                every=Every(steps, seconds),
+                keep=options.keep_checkpoints,
+                stop=stop,
+                resumed=resumed,
+            )
             progress = loop.run(sink, results.after_task if results else lambda _: None, checkpointer)
-        except (StoppedError, SharedUserError):
-            if buffer is not None:
-                buffer.close()
+    except (StoppedError, SharedUserError):
+        if buffer is not None:
+            buffer.close()
+        raise
+    except (PeerLost, RanksChanged):
+        if not comm.elastic:
             raise
+        checkpointer.abandon()
+        return regroup.carry(loop.progress, loop.updates, strategy, buffer, comm)
     stored = buffer.global_size if buffer is not None else 0
     if results:
         summary = summarise(
@@ -190,6 +228,7 @@ def train(resolved: "Resolved[Options]", comm: "Communicator", command: list[str
         results.finish(progress, summary, spans)
     if buffer is not None:
         buffer.close()
+    return None
 
 
 # ---- from names to objects, in the order in which `train` needs them
@@ -543,21 +582,28 @@ def _open(
     command: list[str],
     comm: "Communicator",
     folder: "RunFolder | None",
+    progress: "Progress",
     resumed: "Checkpoint | None",
+    *,
+    goes_on: bool,
 ) -> "SinkList":
-    """Start writing into the run's folder; returns where metrics go. Nothing on ranks without a folder."""
+    """Start writing into the run's folder; returns where metrics go. Nothing on ranks without a folder.
+
+    goes_on: this very run, on other ranks than before.
+    """
     from reprise.report import environment, sinks
     from reprise.runtime import log
     from reprise.train import checkpoint
 
     if folder is None:
-        return sinks.SinkList([])
-    options, rows = resolved.options, 0
-    goes_on = resumed and (options.resume or folder.path.resolve() in resumed.folder.resolve().parents)
-    if resumed and goes_on:
+        return sinks.SinkList([], progress.rows)
+    options, rows, later = resolved.options, 0, []
+    if resumed:
+        goes_on = options.resume or folder.path.resolve() in resumed.folder.resolve().parents
         source = resumed.folder.resolve()
-        later = itertools.takewhile(lambda other: other.resolve() != source, checkpoint.find(folder.path))
-        rows = folder.go_on_from(resumed.progress.rows, list(later))
+        later = list(itertools.takewhile(lambda other: other.resolve() != source, checkpoint.find(folder.path)))
+    if goes_on:
+        rows = folder.go_on_from(progress.rows, later)
     else:
         folder.start_over()
     log.setup(options.log_level, comm.rank, folder.log)
@@ -567,13 +613,10 @@ def _open(
         logger.warning("%s", warning)
     logger.info("%d rank(s), started by %s: %s over %s", comm.size, comm.launcher, comm.name, comm.backend)
     if resumed:
-        progress = resumed.progress
         logger.info("resumed from %s: %d task(s), %d steps done", resumed.folder, progress.tasks_done, progress.steps)
-        if goes_on and rows < progress.rows:
-            logger.warning(
-                "%d of %d rows of metrics have not outlived the last end", progress.rows - rows, progress.rows
-            )
-    elif options.resume:
+    if goes_on and rows < progress.rows:
+        logger.warning("%d of %d rows of metrics have not outlived the last end", progress.rows - rows, progress.rows)
+    if options.resume and not resumed and not goes_on:
         logger.info("nothing to resume in %s: beginning", folder.checkpoints)
     folder.write_start(resolved.to_yaml(), command, environment.describe(comm.size, comm.launcher))
     chosen: list[sinks.Sink] = [sinks.CsvSink(folder.metrics_csv), sinks.JsonlSink(folder.metrics_jsonl)]

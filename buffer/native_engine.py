@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from reprise import cpp_loader
 from reprise.buffer.policies.random_words import Int64s
-from reprise.buffer.schema import Columns, Draw, Field, Prepared, Spec, draws_of
+from reprise.buffer.schema import Columns, Draw, Estate, Field, Prepared, Spec, draws_of
 from reprise.buffer.shard import policy_arrays
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_KEPT_COLUMNS = ("y", "task")
 _CPU = torch.device("cpu")
 Address = tuple[int, int, int, int, int, bytes]
 _NOTHING = torch.empty(0, dtype=torch.uint8)
@@ -234,15 +234,30 @@ class NativeEngine:
         """Per slot that holds a sample a number that changes whenever it is written."""
         return self._core.versions()
 
+    def estates(self) -> list[Estate]:
+        """What other ranks hold. Of those on this node whose processes have ended the samples too, if this rank is the
+        first one of those that run.
+        """
+        heirs = self._reach.mapped & set(self._comm.running_here())
+        found = []
+        for rank, stored, mass, slots, _, writes, inverse_inclusion in self._core.estates():
+            columns = None
+            if len(slots) and min(heirs) == self.spec.rank:
+                columns = self._read(slots, partial(self._core.read_estate, rank))
+            found.append(Estate(rank, stored, mass, columns, writes, inverse_inclusion))
+        return found
+
+    def _read(self, slots: Int64s, read_column: Callable[[int, Int64s, int], None]) -> Columns:
+        columns = {name: field.empty(len(slots), _CPU) for name, field in self.spec.stored_columns.items()}
+        for index, column in enumerate(columns.values()):
+            read_column(index, slots, column.data_ptr())
+        return columns
+
     def state_dict(self, slots: Int64s | None = None) -> dict[str, Any]:
         """Everything that the next step depends on; of the samples only those in `slots`, if given."""
         if slots is None:
             slots = np.arange(self._core.stored())
-        columns = {name: field.empty(len(slots), _CPU) for name, field in self.spec.fields.items()}
-        for name in _KEPT_COLUMNS:
-            columns[name] = torch.empty(len(slots), dtype=torch.int64)
-        for index, column in enumerate(columns.values()):
-            self._core.read_column(index, slots, column.data_ptr())
+        columns = self._read(slots, self._core.read_column)
         policy = self._core.policy_state()
         fill = torch.tensor(self._core.fills(), dtype=torch.int64)
         return {

@@ -16,7 +16,7 @@ from torch import Tensor
 from reprise.buffer.exchange import fetch
 from reprise.buffer.plan import plan_draws
 from reprise.buffer.policies.random_words import Int64s
-from reprise.buffer.schema import Columns, Prepared, Spec
+from reprise.buffer.schema import Columns, Estate, Prepared, Spec
 from reprise.buffer.shard import Shard
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import PeerLost
@@ -43,6 +43,7 @@ class PythonEngine:
         # that submits more often than it waits gets the latest ones.
         self._prepared: deque[Prepared] = deque(maxlen=2)
         self._started = False
+        self._held: np.ndarray[Any, np.dtype[np.int64]] | None = None  # _fill, before another rank was lost
 
     @property
     def transport(self) -> str:
@@ -95,7 +96,7 @@ class PythonEngine:
         except PeerLost as error:
             # Collectives do not survive the loss of a rank, so all other ranks are out of reach, not only the dead.
             logger.error("rehearsal: %s; drawing from this rank's own %d samples now", error, self.shard.stored)
-            self._alone = True
+            self._alone, self._held = True, self._fill.copy()
             self._prepared.append(self._draw())
 
     def wait(self) -> Prepared:
@@ -111,6 +112,14 @@ class PythonEngine:
     def versions(self) -> Int64s:
         """Per slot that holds a sample a number that changes whenever it is written."""
         return self.shard.versions[: self.shard.stored].astype(np.int64)
+
+    def estates(self) -> list[Estate]:
+        """What other ranks held before one was lost. Their samples are nowhere but in their processes."""
+        return [
+            Estate(rank, int(stored), int(mass), None, _NO_SLOTS, _NO_SLOTS.astype(np.float64))
+            for rank, (stored, mass) in enumerate(self._fill if self._held is None else self._held)
+            if rank != self.spec.rank
+        ]
 
     def state_dict(self, slots: Int64s | None = None) -> dict[str, Any]:
         """Everything that the next step depends on; of the samples only those in `slots`, if given."""

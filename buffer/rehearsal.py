@@ -22,7 +22,7 @@ from reprise.buffer.batches import CopiedBatches
 from reprise.buffer.native_engine import Address, NativeEngine, Reach
 from reprise.buffer.policies.random_words import Int64s
 from reprise.buffer.python_engine import PythonEngine
-from reprise.buffer.schema import Draw, Field, Prepared, Spec, draws_of
+from reprise.buffer.schema import Draw, Estate, Field, Prepared, Spec, draws_of
 from reprise.runtime import dist as runtime_dist
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import SharedUserError, UserError
@@ -252,6 +252,11 @@ class RehearsalBuffer:
         self._open()
         return self._engine.versions()
 
+    def estates(self) -> list[Estate]:
+        """What other ranks hold, and left here when they ended; for regroup.py."""
+        self._open()
+        return self._engine.estates()
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back `state_dict()` of the same rank. Raises UserError naming what differs; then nothing is changed."""
         self._open()
@@ -295,6 +300,12 @@ class RehearsalBuffer:
             buffer.close()
             raise
         return buffer
+
+    def go_on(self, shard: dict[str, Any], step: int) -> None:
+        """Begin with a shard from elsewhere, as after that many steps; for regroup.py. Collective."""
+        self._engine.continue_from(shard, step)
+        if self.spec.exchanges:
+            self._comm.barrier(name="rehearsal.regrouped")  # before anybody draws from what another has not read
 
     def close(self) -> None:
         """Release the memory. Idempotent; afterwards whatever needs the contents raises RuntimeError.

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from reprise.buffer.policies import POLICIES
+from reprise.buffer.policies.base import Float64s
+from reprise.buffer.policies.random_words import Int64s
 from reprise.runtime.errors import UserError
 from reprise.runtime.registry import nearest
 
@@ -53,6 +55,21 @@ class Prepared(NamedTuple):
     columns: Columns
     start: int
     sizes: tuple[int, ...]
+
+
+class Estate(NamedTuple):
+    """What another rank holds: samples, and seen samples they stand for, as far as is known here.
+
+    columns: everything stored of the samples of a rank that is gone and that this one adopts; writes: by row, how often
+    its slot was written.
+    """
+
+    rank: int
+    held: int
+    mass: int
+    columns: Columns | None
+    writes: Int64s
+    inverse_inclusion: Float64s
 
 
 class Draw:
@@ -144,8 +161,18 @@ class Spec:
 
     @property
     def share(self) -> int:
-        """Slots of this rank: the capacity shared out evenly, the remainder to the first ranks."""
-        return self.capacity // self.world_size + (self.rank < self.capacity % self.world_size)
+        """Slots of this rank."""
+        return self.share_of(self.rank)
+
+    def share_of(self, rank: int) -> int:
+        """Slots of a rank: the capacity shared out evenly, the remainder to the first ranks."""
+        return self.capacity // self.world_size + (rank < self.capacity % self.world_size)
+
+    @property
+    def stored_columns(self) -> dict[str, Field]:
+        """Every column of a stored sample."""
+        number = Field((), torch.int64)
+        return {**self.fields, "y": number, "task": number}
 
     @property
     def bytes_per_sample(self) -> int:

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from reprise.buffer.policies import POLICIES
-from reprise.buffer.policies.base import split_counts
+from reprise.buffer.deal import Counted, deal
 from reprise.buffer.schema import Spec, as_words
 from reprise.buffer.shard import policy_arrays
 from reprise.runtime import tensor_file
@@ -175,43 +173,26 @@ def _column(state: dict[str, Any], name: str) -> torch.Tensor:
 
 
 def reshard(folder: Path, manifest: dict[str, Any], spec: Spec) -> tuple[dict[str, Any], int]:
-    """This rank's part of a buffer that another number of ranks saved: (shard state, step).
-
-    Samples are dealt out in turn, class by class (oldest first where the policy orders by age), so that every rank gets
-    its even share of every class. Nothing is lost: shares differ by at most one, as the deal does.
-    """
+    """This rank's part of a buffer that another number of ranks saved: (shard state, step). See deal.py."""
     states = [read_shard(folder, manifest, rank)["engine"] for rank in range(len(manifest["shards"]))]
-    shards = [state["shard"] for state in states]
-    policies = []
+    shards, capacity = [state["shard"] for state in states], manifest["schema"]["capacity"]
+    counted = []
     for rank, shard in enumerate(shards):
-        share = manifest["schema"]["capacity"] // len(shards) + (rank < manifest["schema"]["capacity"] % len(shards))
-        policies.append(POLICIES[spec.policy](share))
-        policies[-1].load_state_dict(policy_arrays(shard))
-
-    labels = np.concatenate([shard["columns"]["y"].numpy() for shard in shards])
-    ages = np.concatenate([policy.ages() for policy in policies])
-    order = np.lexsort((labels, -ages))
-    owners = np.arange(len(order))[::-1] % spec.world_size
-    mine = order[owners == spec.rank]
-
-    edges = np.cumsum([0, *(policy.stored for policy in policies)])
+        share = capacity // len(shards) + (rank < capacity % len(shards))
+        labels = shard["columns"]["y"].numpy()
+        counted.append(Counted(share, policy_arrays(shard), labels, int(shard["submitted"])))
+    dealt = deal(spec.policy, counted, spec.world_size)
+    places = torch.from_numpy(dealt.places(spec.rank))
     columns = {}
-    for name in shards[0]["columns"]:
-        parts = []
-        for rank, shard in enumerate(shards):
-            here = mine[(mine >= edges[rank]) & (mine < edges[rank + 1])] - edges[rank]
-            parts.append(as_words(shard["columns"][name])[torch.from_numpy(here)])
+    for name, column in shards[0]["columns"].items():
+        parts = [
+            as_words(shard["columns"][name])[torch.from_numpy(dealt.slots(spec.rank, number))]
+            for number, shard in enumerate(shards)
+        ]
         rows = torch.cat(parts)
-        # `parts` come source by source; put them back into the order of the deal.
-        source = np.argsort(np.searchsorted(edges, mine, side="right"), kind="stable")
-        sorted_rows = torch.empty_like(rows).index_copy_(0, torch.from_numpy(source), rows)
-        columns[name] = sorted_rows.view(shards[0]["columns"][name].dtype)
-
-    merged = POLICIES[spec.policy].merge([p.state_dict() for p in policies], labels[order], owners, spec.world_size)
-    stored = np.bincount(owners, minlength=spec.world_size)
-    submitted = split_counts(sum(int(shard["submitted"]) for shard in shards), stored)
-    state = {"submitted": int(submitted[spec.rank]), "policy": merged[spec.rank], "columns": columns}
-    return state, max(int(s["step"]) for s in states)
+        columns[name] = torch.empty_like(rows).index_copy_(0, places, rows).view(column.dtype)
+    policy, submitted = dealt.policies[spec.rank], int(dealt.submitted[spec.rank])
+    return {"submitted": submitted, "policy": policy, "columns": columns}, max(int(s["step"]) for s in states)
 
 
 def _next_generation(folder: Path) -> int:

@@ -99,6 +99,26 @@ class Engine:
     def read_column(self, column: int, slots: npt.NDArray[np.int64], target: int) -> None:
         """Copy a column of the samples in `slots` to an address. ValueError for a slot without a sample."""
 
+    def estates(
+        self,
+    ) -> list[
+        tuple[
+            int,
+            int,
+            int,
+            npt.NDArray[np.int64],
+            npt.NDArray[np.int64],
+            npt.NDArray[np.int64],
+            npt.NDArray[np.float64],
+        ]
+    ]:
+        """What each other rank holds, as far as is known: (rank, stored, mass, and, if its process was on this node and
+        has ended, slots, labels, versions, inverse inclusion of whole samples).
+        """
+
+    def read_estate(self, rank: int, column: int, slots: npt.NDArray[np.int64], target: int) -> None:
+        """As read_column, from such a rank. ValueError when it has left nothing, or not these slots."""
+
     def load(
         self,
         policy: dict[str, int | npt.NDArray[np.int64]],

@@ -401,6 +401,23 @@ PYBIND11_MODULE(_core, module) {
              const py::gil_scoped_release release;
              self.engine().ReadColumn(column, wanted, reinterpret_cast<std::byte*>(target));
            })
+      .def("estates",
+           [](BoundEngine& self) {
+             py::list estates;
+             for (const auto& estate : self.engine().Estates()) {
+               const auto count = static_cast<py::ssize_t>(estate.slots.size());
+               estates.append(py::make_tuple(estate.rank, estate.held.stored, estate.held.mass, ToArray(estate.slots),
+                                             ToArray(estate.labels), ToArray(estate.versions),
+                                             py::array_t<double>(count, estate.inverse_inclusion.data())));
+             }
+             return estates;
+           })
+      .def("read_estate",
+           [](BoundEngine& self, uint32_t rank, size_t column, const Int64s& slots, Address target) {
+             const std::span<const int64_t> wanted(slots.data(), static_cast<size_t>(slots.size()));
+             const py::gil_scoped_release release;
+             self.engine().ReadEstate(rank, column, wanted, reinterpret_cast<std::byte*>(target));
+           })
       .def("load", &BoundEngine::Load)
       .def(
           "adopt_draw",

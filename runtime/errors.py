@@ -1,4 +1,4 @@
-"""The two kinds of failure that are not bugs: a user's mistake and a lost peer.
+"""The kinds of ends that are not bugs: a user's mistake, a lost peer, other ranks that want to join.
 
 main.py turns them into one line and an exit code; everything else keeps its traceback.
 """
@@ -10,6 +10,10 @@ class UserError(ValueError):
 
 class PeerLost(RuntimeError):  # noqa: N818
     """A collective failed because another process is gone. The message names this rank, the collective and the peer."""
+
+
+class RanksChanged(Exception):  # noqa: N818
+    """Other ranks wait to join this job, or some are to leave it. Raised on all ranks after the same step."""
 
 
 class SharedUserError(UserError):

@@ -21,7 +21,7 @@ from reprise.buffer import Capture, Increments, RehearsalBuffer, ShardFile, chai
 from reprise.cl_models.base import ContinualModel
 from reprise.runtime import tensor_file
 from reprise.runtime.dist import Communicator
-from reprise.runtime.errors import SharedUserError, UserError
+from reprise.runtime.errors import RanksChanged, SharedUserError, UserError
 from reprise.runtime.files import disk_errors, sha256, sync_folder
 from reprise.runtime.stop import StoppedError, StopRequest
 from reprise.train import checkpoint
@@ -103,7 +103,8 @@ class Checkpointer:
     def after_step(self, step: int, here: Callable[[], Progress], means: Callable[[], dict[str, Any]]) -> None:
         """Save if it is time. step: steps done. here: how far the run is; means: this rank's of the epoch under way.
 
-        Raises StoppedError, with a checkpoint of this very step, after a signal on any rank.
+        Raises StoppedError, with a checkpoint of this very step, after a signal on any rank; RanksChanged when others
+        want to join.
         """
         if self._every.steps and step % self._every.steps == 0:
             self._wanted = True
@@ -135,10 +136,17 @@ class Checkpointer:
         self.settle()
         self._writer.shutdown()
 
+    def abandon(self) -> None:
+        """Write no more, without the others: a rank is gone. What is under way is no checkpoint."""
+        self._writer.shutdown()
+
     # ---- what ranks tell each other
 
     def _exchange(self, here: Callable[[], Progress], means: Callable[[], dict[str, Any]]) -> None:
-        stopped_by = self._tell_each_other()
+        stopped_by, changed = self._tell_each_other()
+        if changed and not stopped_by:
+            self.settle()
+            raise RanksChanged
         if not stopped_by:
             return
         self.settle()
@@ -151,23 +159,27 @@ class Checkpointer:
             raise SharedUserError(f"{said}, which could not be saved: {self._refused}; earlier checkpoints are whole")
         raise StoppedError(f"{said}; go on with --resume")
 
-    def _tell_each_other(self) -> int:
-        """One exchange; takes the checkpoint under way as far as it goes. Returns the signal to stop, or 0."""
+    def _tell_each_other(self) -> tuple[int, bool]:
+        """One exchange; takes the checkpoint under way as far as it goes. Returns the signal to stop, or 0, and whether
+        other ranks want to join.
+        """
         saving, late = self._saving, 0 < self._every.seconds <= time.monotonic() - self._saved_at
         unwritten = saving is not None and not saving.everyone_wrote and not saving.writing.done()
         outcome = 0
         if saving and saving.committing and saving.committing.done():
             outcome = saving.committing.result()[0]
-        told = self._agreement.exchange([self._stop.signal, late and self._comm.rank == 0, unwritten, outcome])
-        stopped_by, due, someone_writes, outcome = told
+        told = self._agreement.exchange(
+            [self._stop.signal, late and self._comm.rank == 0, unwritten, outcome, self._comm.changed]
+        )
+        stopped_by, due, someone_writes, outcome, changed = told
         self._wanted = self._wanted or bool(due)
         if saving is None:
-            return stopped_by
+            return stopped_by, bool(changed)
         if not saving.everyone_wrote and not someone_writes:
             self._commit(saving)
         elif outcome:
             self._finish(saving, outcome)
-        return stopped_by
+        return stopped_by, bool(changed)
 
     # ---- a checkpoint's life
 

@@ -1,6 +1,6 @@
 """The loop over tasks, epochs and steps: the one place that knows the order of things. main.py builds its parts.
 
-A training step is three lines in `_train_task`: set the learning rate, load a batch, let the strategy observe it.
+A training step is three lines in `_train_epoch`: set the learning rate, load a batch, let the strategy observe it.
 """
 
 import logging
@@ -17,7 +17,7 @@ from reprise.cl_models.base import ContinualModel
 from reprise.report.progress import EpochProgress
 from reprise.report.sinks import MetricRow, SinkList
 from reprise.runtime.dist import Communicator
-from reprise.runtime.errors import UserError
+from reprise.runtime.errors import PeerLost, RanksChanged, UserError
 from reprise.runtime.spans import Spans
 from reprise.scenarios.loader import Batches, train_loader
 from reprise.scenarios.sampler import TrainSampler
@@ -71,6 +71,7 @@ class Loop:
         self.settings = settings
         self.optimizer = optimizer
         self.progress = progress
+        self.updates = 0  # steps whose update this rank has taken
         self._means = means
         self._regime_for = regime_for
         self._spans = spans
@@ -80,7 +81,8 @@ class Loop:
         """Train what is left; returns how far it got, the same on every rank.
 
         sink: gets every number measured. on_evaluation: called on rank 0 after each evaluation. Collective. Raises
-        StoppedError when a signal has asked for it, with everything saved.
+        StoppedError when a signal has asked for it, with everything saved. After PeerLost and RanksChanged `progress`
+        and `updates` say how far this rank has come.
         """
         self._sink, self._on_evaluation, self._checkpointer = sink, on_evaluation, checkpointer
         self.progress = replace(self.progress, rows=sink.rows)
@@ -108,10 +110,29 @@ class Loop:
             self.strategy.begin_task(told)
         self.strategy.network.train()
         for epoch in range(self.progress.epoch, epochs):
-            sampler.set_epoch(epoch, self.progress.samples)
-            started, images, mean = perf_counter(), 0, _Mean(self._means, self.settings.device)
-            self._means = {}
-            title = f"task {task.index} ({task.index + 1}/{len(self.scenario.tasks)}), epoch {epoch + 1}/{epochs}"
+            self._train_epoch(task, epoch, sampler, loader, regime, schedule)
+        if told or task.index == len(self.scenario.tasks) - 1:
+            self.strategy.end_task(told)
+        average_statistics(self.strategy.network, self.comm)
+        if self.strategy.memorises:
+            self._memorise(task, sampler, loader)
+
+    def _train_epoch(
+        self,
+        task: Task,
+        epoch: int,
+        sampler: TrainSampler,
+        loader: Batches,
+        regime: Regime,
+        schedule: Callable[[float], float],
+    ) -> None:
+        sampler.set_epoch(epoch, self.progress.samples)
+        started, step, images, mean = perf_counter(), -1, 0, _Mean(self._means, self.settings.device)
+        self._means = {}
+        told = task.index if self.scenario.boundaries else None
+        title = f"task {task.index} ({task.index + 1}/{len(self.scenario.tasks)})"
+        title += f", epoch {epoch + 1}/{self.settings.epochs[task.index]}"
+        try:
             with EpochProgress(self.comm.rank == 0, len(sampler), title) as bar:
                 batches = iter(loader)
                 for step in range(len(sampler)):
@@ -121,8 +142,9 @@ class Loop:
                         regime.apply(self.optimizer, at, self.progress.steps + step)
                         with self._spans.span("load"):
                             x, y = next(batches)
-                        metrics = self.strategy.observe(x, y, told.index if told else None)
-                    images += len(y)
+                        images += len(y)
+                        metrics = self.strategy.observe(x, y, told)
+                    self.updates += 1
                     mean.add(metrics)
                     if self.comm.rank or ((step + 1) % self.settings.log_interval and step + 1 < len(sampler)):
                         bar.update(step + 1)
@@ -131,14 +153,13 @@ class Loop:
                         bar.update(step + 1, mean.floats()["loss"], rate)
                     here = partial(self._so_far, step + 1, images, started)
                     self._checkpointer.after_step(self.progress.steps + step + 1, here, mean.state)
-            self.progress = replace(self._so_far(len(sampler), images, started), epoch=epoch + 1, samples=0)
-            speed = images * self.comm.size / (perf_counter() - started) if images else None
-            self._end_epoch(task.index, epoch, speed, mean)
-        if told or task.index == len(self.scenario.tasks) - 1:
-            self.strategy.end_task(told)
-        average_statistics(self.strategy.network, self.comm)
-        if self.strategy.memorises:
-            self._memorise(task, sampler, loader)
+        except (PeerLost, RanksChanged):
+            # A step that has begun counts: its samples may be stored already.
+            self.progress = self._so_far(step + 1, images, started)
+            raise
+        self.progress = replace(self._so_far(len(sampler), images, started), epoch=epoch + 1, samples=0)
+        speed = images * self.comm.size / (perf_counter() - started) if images else None
+        self._end_epoch(task.index, epoch, speed, mean)
 
     def _so_far(self, steps: int, images: int, started: float) -> Progress:
         """How far the run is after so many steps and, on each rank, images of the epoch since it began or went on."""

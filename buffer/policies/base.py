@@ -51,6 +51,12 @@ class Policy(Protocol):
         the new rank's slots. Sums of counters are kept exactly.
         """
 
+    @staticmethod
+    def recover(labels: Int64s, writes: Int64s, inverse_inclusion: Float64s, mass: int) -> dict[str, Any]:
+        """State of a share of which only the samples are left: of each stored one, by slot, its label, how often its
+        slot was written and its inverse inclusion; and the sum of these before any were lost.
+        """
+
 
 def split_counts(total: int, parts: Int64s) -> Int64s:
     """Split an integer in proportion to `parts`: the result sums to `total`; entries >= parts if total >= their sum."""

@@ -104,6 +104,18 @@ class ClassBalanced:
         self._indexed = False
 
     @staticmethod
+    def recover(labels: Int64s, writes: Int64s, inverse_inclusion: Float64s, mass: int) -> dict[str, Any]:
+        classes, class_of_slot, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        seen = np.bincount(class_of_slot, weights=inverse_inclusion, minlength=len(classes))
+        return {
+            "stored": len(labels),
+            "labels": classes.astype(np.int64),
+            "seen": np.rint(seen).astype(np.int64),
+            "sizes": sizes.astype(np.int64),
+            "members": np.argsort(class_of_slot, kind="stable").astype(np.int64),
+        }
+
+    @staticmethod
     def merge(states: list[dict[str, Any]], labels: Int64s, owners: Int64s, num_ranks: int) -> list[dict[str, Any]]:
         # A class of which nothing is stored any more has nobody to carry its counter: it starts anew.
         classes, class_of_sample = np.unique(labels, return_inverse=True)

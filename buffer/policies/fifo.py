@@ -40,6 +40,12 @@ class Fifo:
         self.stored, self.head = int(state["stored"]), int(state["head"]) % self.share
 
     @staticmethod
+    def recover(labels: Int64s, writes: Int64s, inverse_inclusion: Float64s, mass: int) -> dict[str, Any]:
+        # The ring has come as far as the slots that were written once more than the last one.
+        behind = np.flatnonzero(writes < writes[0]) if len(writes) else writes
+        return {"stored": len(labels), "head": int(behind[0]) if len(behind) else len(labels)}
+
+    @staticmethod
     def merge(states: list[dict[str, Any]], labels: Int64s, owners: Int64s, num_ranks: int) -> list[dict[str, Any]]:
         # The samples come oldest first, so slot order is age order and the oldest one is the first to go.
         stored = np.bincount(owners, minlength=num_ranks)

@@ -53,6 +53,10 @@ class Reservoir:
         self.stored, self.submitted = int(state["stored"]), int(state["submitted"])
 
     @staticmethod
+    def recover(labels: Int64s, writes: Int64s, inverse_inclusion: Float64s, mass: int) -> dict[str, Any]:
+        return {"stored": len(labels), "submitted": mass}
+
+    @staticmethod
     def merge(states: list[dict[str, Any]], labels: Int64s, owners: Int64s, num_ranks: int) -> list[dict[str, Any]]:
         stored = np.bincount(owners, minlength=num_ranks)
         submitted = split_counts(sum(int(state["submitted"]) for state in states), stored)

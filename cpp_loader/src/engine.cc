@@ -516,14 +516,47 @@ std::vector<int64_t> Engine::versions() {
 
 void Engine::ReadColumn(size_t column, std::span<const int64_t> slots, std::byte* target) {
   const auto hold = HoldContents();
+  CopyColumn(shard_, policy_->stored(), column, slots, target);
+}
+
+std::vector<Engine::Estate> Engine::Estates() {
+  const auto hold = HoldContents();
+  std::vector<Estate> estates;
+  for (uint32_t rank = 0; peers_ && rank < options_.world_size; ++rank) {
+    if (rank == options_.rank) continue;
+    const Shard* const shard = peers_->Left(rank);
+    Estate estate{rank, shard ? shard->counters().fill() : peers_->held(rank), {}, {}, {}, {}};
+    for (uint32_t slot = 0; shard && slot < estate.held.stored; ++slot) {
+      const RecordHeader& header = shard->record(slot);
+      if (header.version % 2) continue;  // its process has ended while it wrote this one
+      estate.slots.push_back(slot);
+      estate.labels.push_back(header.label);
+      estate.versions.push_back(header.version);
+      estate.inverse_inclusion.push_back(shard->InverseInclusion(header.stratum));
+    }
+    estates.push_back(std::move(estate));
+  }
+  return estates;
+}
+
+void Engine::ReadEstate(uint32_t rank, size_t column, std::span<const int64_t> slots, std::byte* target) {
+  const auto hold = HoldContents();
+  const Shard* const shard = peers_ && rank < options_.world_size ? peers_->Left(rank) : nullptr;
+  if (!shard) throw std::invalid_argument("rank " + std::to_string(rank) + " has left no samples here");
+  CopyColumn(*shard, shard->counters().fill().stored, column, slots, target);
+}
+
+void Engine::CopyColumn(const Shard& shard, uint64_t stored, size_t column, std::span<const int64_t> slots,
+                        std::byte* target) const {
   const uint64_t bytes = column < layout_.num_fields() ? layout_.field_bytes(column) : sizeof(int64_t);
   const uint64_t offset = column < layout_.num_fields()    ? layout_.field_offset(column)
                           : column == layout_.num_fields() ? offsetof(RecordHeader, label)
                                                            : offsetof(RecordHeader, task);
   for (const int64_t slot : slots) {
-    if (slot < 0 || slot >= policy_->stored()) throw std::invalid_argument("no sample in slot " + std::to_string(slot));
-    std::memcpy(target, reinterpret_cast<const std::byte*>(&shard_.record(static_cast<uint32_t>(slot))) + offset,
-                bytes);
+    if (slot < 0 || static_cast<uint64_t>(slot) >= stored) {
+      throw std::invalid_argument("no sample in slot " + std::to_string(slot));
+    }
+    std::memcpy(target, reinterpret_cast<const std::byte*>(&shard.record(static_cast<uint32_t>(slot))) + offset, bytes);
     target += bytes;
   }
 }

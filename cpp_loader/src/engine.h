@@ -168,6 +168,18 @@ class Engine {
   // std::invalid_argument for a slot without a sample.
   void ReadColumn(size_t column, std::span<const int64_t> slots, std::byte* target);
 
+  // What the other ranks hold, as far as this one knows; of those on this node whose processes have ended also the
+  // slots with a whole sample, its label, number of writes and inverse inclusion.
+  struct Estate {
+    uint32_t rank;
+    Fill held;
+    std::vector<int64_t> slots, labels, versions;
+    std::vector<double> inverse_inclusion;
+  };
+  std::vector<Estate> Estates();
+  // As ReadColumn, from such a rank. Throws std::invalid_argument when it has left nothing, or not these slots.
+  void ReadEstate(uint32_t rank, size_t column, std::span<const int64_t> slots, std::byte* target);
+
   // Replace all contents: counters, then stored() rows per column (fields, labels, tasks). started: whether the first
   // Wait has been. No draw is pending afterwards. fills: of all ranks at that time, empty if SubmitDraw comes next.
   // Throws std::invalid_argument for an impossible state and then changes nothing.
@@ -215,6 +227,9 @@ class Engine {
   // Help with copies of a step that runs elsewhere, until done() or there has been nothing to copy for a while.
   template <typename Done>
   bool CopyAlong(Done done);
+
+  void CopyColumn(const Shard& shard, uint64_t stored, size_t column, std::span<const int64_t> slots,
+                  std::byte* target) const;
 
   // Under execution_.
   void RunNext();

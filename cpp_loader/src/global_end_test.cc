@@ -474,6 +474,45 @@ TEST(GlobalPeer, ThatDiesWhileARecordIsHalfWrittenIsReportedOnce) {
   EXPECT_TRUE(rank.engine->TakeLost().empty());
 }
 
+TEST(GlobalPeer, ThatDiesLeavesItsWholeSamplesToThoseOfItsNode) {
+  const Deadline deadline(100);
+  Child child([](const Link& parent) {
+    const FakePeer peer(kSamples, 1, 4);
+    peer.Store(1, 4);
+    peer.Begin(2);
+    parent.Send(FlatAddress::Of(peer.address()));
+    parent.Receive<bool>();
+  });
+  const PeerAddress address = child.link().Receive<FlatAddress>().Unfold(1);
+  Rank rank(Options(0, 2, false));
+  rank.engine->Connect({rank.engine->address(), address});
+  rank.Submit();
+  std::vector<Engine::Estate> estates;
+  child.Kill();
+  rank.Wait();
+  estates = rank.engine->Estates();
+  ASSERT_EQ(estates.size(), 1u);
+  const Engine::Estate& estate = estates[0];
+  EXPECT_EQ(estate.rank, 1u);
+  EXPECT_EQ(estate.held.stored, 4u);
+  EXPECT_EQ(estate.held.mass, 4u);
+  EXPECT_EQ(estate.slots, (std::vector<int64_t>{0, 1, 3})) << "slot 2 was being written";
+  EXPECT_EQ(estate.versions, (std::vector<int64_t>{2, 2, 2}));
+  EXPECT_EQ(estate.inverse_inclusion, (std::vector<double>{1, 1, 1}));
+  const uint64_t first = BatchOf(1, 1) * Samples::kMaxRows;
+  std::vector<std::byte> expected(kSamples.field_bytes()[0]), got(3 * expected.size());
+  rank.engine->ReadEstate(1, 0, estate.slots, got.data());
+  for (size_t row = 0; row < estate.slots.size(); ++row) {
+    const uint64_t number = first + static_cast<uint64_t>(estate.slots[row]);
+    EXPECT_EQ(estate.labels[row], Samples::Label(number));
+    kSamples.Write(number, 0, expected.data());
+    EXPECT_EQ(std::memcmp(got.data() + row * expected.size(), expected.data(), expected.size()), 0);
+  }
+  EXPECT_THROW(rank.engine->ReadEstate(1, 0, std::vector<int64_t>{4}, got.data()), std::invalid_argument);
+  EXPECT_THROW(rank.engine->ReadEstate(0, 0, estate.slots, got.data()), std::invalid_argument);
+  EXPECT_THROW(rank.engine->ReadEstate(2, 0, estate.slots, got.data()), std::invalid_argument);
+}
+
 TEST(GlobalPeer, ThatEndedBeforeItWasFirstNeededIsReportedOnce) {
   const Deadline deadline(100);
   for (const bool deterministic : {false, true}) {

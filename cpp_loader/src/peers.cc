@@ -162,6 +162,13 @@ bool Peers::Runs(uint32_t rank) {
   return rank == rank_ || Check(*peers_[rank]);
 }
 
+const Shard* Peers::Left(uint32_t rank) {
+  if (rank == rank_) return nullptr;
+  Peer& peer = *peers_[rank];
+  Check(peer);
+  return peer.gone && peer.slab.data() ? &peer.shard : nullptr;
+}
+
 std::vector<Fill> Peers::fills() const {
   std::vector<Fill> fills;
   for (const auto& peer : peers_) fills.push_back(peer ? peer->fill : fill_);
@@ -247,10 +254,14 @@ bool Peers::Reach(Peer& peer) {
 
 void Peers::Drop(Peer& peer, const std::string& reason) {
   peer.gone = true;
+  peer.held = peer.fill;
   peer.fill = Fill();
-  if (peer.address.mapped) peer.counters = nullptr;  // they lie in the slab
-  peer.shard = Shard();
-  peer.slab = Slab();
+  const bool leaves_samples = peer.slab.data() && !reason.empty() && peer.process.Ended();
+  if (!leaves_samples) {
+    if (peer.address.mapped) peer.counters = nullptr;  // they lie in the slab
+    peer.shard = Shard();
+    peer.slab = Slab();
+  }
   if (reason.empty()) return;
   const std::lock_guard lock(lost_mutex_);
   lost_.push_back(peer.address.name + " is lost: " + reason);

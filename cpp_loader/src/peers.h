@@ -2,8 +2,8 @@
 //
 // Ranks on the same node are read through shared memory: their slabs are mapped when they are first needed, and copied
 // from without anybody's help. Ranks on other nodes are asked (network.h). A rank that leaves in order is left out from
-// then on; one whose process ends, or whose engine fails, is also reported, once. What was mapped stays readable until
-// it is let go of here.
+// then on; one whose process ends, or whose engine fails, is also reported, once. What a process that has ended had
+// stored stays mapped: whoever re-forms the memory over the ranks that are left may want it (Left).
 //
 // Deterministic mode. Steps carry a stamp: the step's number, below that of the same step after contents were loaded. A
 // rank that has inserted step t says so, and draws when all have; it inserts step t + 1 when all have drawn. So a draw
@@ -83,6 +83,14 @@ class Peers {
   News OwnNews() const;
   // As Find, for a rank that has kept a record half-written for long: it may have died there.
   bool Runs(uint32_t rank);
+  // The shard that a rank of this node has left behind whose process has ended; nullptr: none, or it was never mapped
+  // here. Readable until Release.
+  const Shard* Left(uint32_t rank);
+  // What a rank held when this one last knew, also when it is gone.
+  Fill held(uint32_t rank) const {
+    const auto& peer = peers_[rank];
+    return !peer ? fill_ : peer->gone ? peer->held : peer->fill;
+  }
   // Leave a rank out from now on, and report it.
   void GiveUp(uint32_t rank, const std::string& reason) { Drop(*peers_[rank], reason); }
   std::chrono::nanoseconds limit() const { return limit_; }
@@ -117,6 +125,7 @@ class Peers {
     const Counters* counters = nullptr;
     bool gone = false;
     Fill fill{};
+    Fill held{};           // when it went
     uint64_t changed = 0;  // in what revision of our knowledge its fill last changed
     uint64_t told = 0;     // up to what revision this rank has been told
   };

@@ -16,7 +16,7 @@ from reprise.runtime.dist.watchdog import Watchdog
 from reprise.runtime.errors import UserError
 from reprise.runtime.registry import nearest
 
-__all__ = ["ENGINES", "Communicator", "current", "init", "is_initialized"]
+__all__ = ["ENGINES", "Communicator", "current", "init", "is_initialized", "regroup"]
 
 ENGINES = ("horovod", "torch", "solo")
 DEFAULT_TIMEOUT_S = 300.0
@@ -54,6 +54,16 @@ def init(*, deterministic: bool = False, timeout: float | None = None) -> Commun
     return _current
 
 
+def regroup(comm: Communicator) -> Communicator:
+    """Meet the ranks that there are now, after `comm` has lost one or others want to join. Collective.
+
+    Only where `comm.elastic`. Everything that was made with `comm` is useless afterwards.
+    """
+    assert comm.elastic, "the launcher of this job replaces no ranks"
+    comm.leave()
+    return init(deterministic=comm.deterministic, timeout=comm.limit_s)
+
+
 def current() -> Communicator:
     """The communicator of this process; starts one, as init() does, where there is none."""
     return init()
@@ -71,6 +81,8 @@ def _engine(launch: Launch) -> str:
             hint = nearest(asked, ENGINES)
             raise UserError(f"REPRISE_DIST='{asked}' is unknown{hint or ';'} choose one of: {', '.join(ENGINES)}")
         return asked
+    if os.environ.get("HOROVOD_ELASTIC") == "1":
+        return "horovod"  # also when it starts with one process
     if launch.launcher == "torchrun":
         return "torch"
     return "solo" if launch.size == 1 else "horovod"

@@ -56,6 +56,8 @@ class Communicator(ABC):
     """
 
     name: ClassVar[str]
+    elastic: bool = False
+    """The launcher replaces ranks that are lost, and adds new ones: after PeerLost and RanksChanged, regroup()."""
 
     def __init__(
         self, launcher: str, rank: int, size: int, backend: str, watchdog: Watchdog, *, deterministic: bool
@@ -197,6 +199,22 @@ class Communicator(ABC):
         return [result for result, _ in everyone]  # type: ignore[misc]  # there was no problem anywhere
 
     @property
+    def changed(self) -> bool:
+        """Whether this rank has been told that others wait to join, or are to leave."""
+        return False
+
+    def running_here(self) -> list[int]:
+        """Ranks of this node whose processes run, this one included. After PeerLost gives one that dies time to end."""
+        here = [peer for peer in self._peers if peer.host == socket.gethostname()]
+        dead = peers.gone(here) if self._lost else peers.gone(here, patience_s=0)
+        return [peer.rank for peer in here if peer not in dead]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all ranks, for messages: "rank 1 (node3:4711)"."""
+        return [str(peer) for peer in self._peers]
+
+    @property
     def limit_s(self) -> float:
         """Seconds that this rank waits for another one before it gives up."""
         return self._watchdog.limit_s
@@ -264,6 +282,12 @@ class Communicator(ABC):
             return
         with self.guard("shutdown"):
             self._shutdown()
+
+    def leave(self) -> None:
+        """Give up this job's connections without the others, who do the same; for regroup()."""
+        self.closed = True
+        atexit.unregister(self.shutdown)
+        self._shutdown()
 
     def abort(self, code: int) -> None:
         """End this process at once, without the engine's orderly end, so that the other ranks notice."""

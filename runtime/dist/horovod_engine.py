@@ -7,9 +7,11 @@ of negotiation. So every collective here has one that is the same on every rank 
 import atexit
 import math
 import os
+import socket
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 import torch
@@ -40,16 +42,26 @@ class HorovodCommunicator(Communicator):
             # ranks decides the order in which each element is summed. Readiness is timing; tensor by tensor it is not.
             os.environ["HOROVOD_FUSION_THRESHOLD"] = "0"
             os.environ.pop("HOROVOD_AUTOTUNE", None)
-        # A rank that was only slow must not be taken for lost before the limit that the user set for all waiting.
-        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(math.ceil(max(watchdog.limit_s, _GLOO_DEFAULT_S))))
+        self.elastic = os.environ.get("HOROVOD_ELASTIC") == "1"
+        # A rank that was only slow must not be taken for lost before the limit that the user set for all waiting; where
+        # ranks that are lost are replaced, waiting must end before that limit ends the process.
+        gloo_s = min(_GLOO_DEFAULT_S, watchdog.limit_s / 2) if self.elastic else max(_GLOO_DEFAULT_S, watchdog.limit_s)
+        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(math.ceil(gloo_s)))
         # Horovod's thread waits inside MPI, which polls; on a core of its own that costs nobody anything, but where the
         # training thread shares it a step takes several times as long. Open MPI yields by itself only when there are
         # more ranks than cores.
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         self._hvd = _import(launch)
+        self._membership = _Membership()
+        before = _sockets()
         with watchdog.watch("the start of Horovod"):
             self._hvd.init()
-        if self._hvd.size() != launch.size:
+        self._sockets = _sockets() - before
+        if self.elastic:
+            self._membership.listen()
+            # The environment keeps the numbers with which this process was started.
+            watchdog.who = f"rank {self._hvd.rank()} of {self._hvd.size()} on {socket.gethostname()}"
+        elif self._hvd.size() != launch.size:
             raise UserError(
                 f"{launch.launcher} started {launch.size} processes but Horovod sees {self._hvd.size()}: it was not "
                 "built with this MPI; start with 'horovodrun --gloo', or build Horovod against the MPI used here"
@@ -83,6 +95,19 @@ class HorovodCommunicator(Communicator):
             optimizer.synchronize()
         with optimizer.skip_synchronize():  # type: ignore[attr-defined]
             yield
+
+    @property
+    def changed(self) -> bool:
+        return self._membership.changed
+
+    def leave(self) -> None:
+        self._membership.stop()
+        if self._lost:
+            # Whoever waits for this rank, and not for the one that is gone, would learn of it by time-out only.
+            for number, _ in self._sockets & _sockets():
+                with suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
+                    connection.shutdown(socket.SHUT_RDWR)
+        super().leave()
 
     def _allreduce(self, tensor: Tensor, op: Reduction, label: str) -> Tensor:
         name = f"reprise/{label}.{op}"
@@ -170,6 +195,40 @@ class HorovodCommunicator(Communicator):
             raise SharedUserError(
                 "use_adasum is not in Horovod's gloo backend; start with mpirun, or leave use_adasum out"
             )
+
+
+class _Membership:
+    """Hears from horovodrun, on rank 0, that hosts have come or are to go."""
+
+    def __init__(self) -> None:
+        self.changed = False
+
+    def listen(self) -> None:
+        from horovod.common.elastic import notification_manager
+
+        notification_manager.init()  # the first time in a process; later calls do nothing
+        notification_manager.register_listener(self)
+
+    def stop(self) -> None:
+        from horovod.common.elastic import notification_manager
+
+        notification_manager.remove_listener(self)
+
+    def on_hosts_updated(self, timestamp: int, update: int) -> None:
+        """Called by Horovod in a thread of its own."""
+        self.changed = True
+
+
+def _sockets() -> set[tuple[int, int]]:
+    """This process's sockets: descriptor, and inode, as descriptors are used again. Empty where there is no /proc."""
+    found = set()
+    with suppress(FileNotFoundError):
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # the descriptor of this very listing
+                status = os.stat(f"/proc/self/fd/{name}")
+                if stat.S_ISSOCK(status.st_mode):
+                    found.add((int(name), status.st_ino))
+    return found
 
 
 def _import(launch: Launch) -> Any:

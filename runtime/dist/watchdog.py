@@ -28,7 +28,7 @@ class Watchdog:
         self.limit_s = limit_s
         self.where = ""
         self.others: Callable[[], str] = str
-        self._who = who
+        self.who = who
         self._entries: dict[object, tuple[float, str]] = {}  # token -> (armed at, what); single operations are atomic
         self._wake = threading.Condition()
         self._parked = True  # the thread sleeps without a deadline, or has not been started
@@ -85,7 +85,7 @@ class Watchdog:
         except Exception as error:  # whatever it is, this process has to end now
             known = str(error)
         line = (
-            f"reprise: {self._who}: {what}{where} has waited {waited:.0f} s for the other ranks, limit "
+            f"reprise: {self.who}: {what}{where} has waited {waited:.0f} s for the other ranks, limit "
             f"{self.limit_s:g} s (--timeout or REPRISE_TIMEOUT): a rank is stuck or gone{known and f' ({known})'}; "
             f"ending with exit code {EXIT_CODE}\n"
         )

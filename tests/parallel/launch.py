@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -70,17 +70,24 @@ def run(
     that nobody ends the others when one dies. Raises JobTimeoutError after `timeout` seconds.
     """
     command = [sys.executable, *map(str, arguments)]
-    environment = worker_environment(env)
+    if launcher != "python":
+        return run_command([*_prefix(launcher, np), *_worker(launcher, command)], env, timeout)
+    return _finish(lambda out, err: by_hand(np, command, worker_environment(env), out, err), f"{np} processes", timeout)
+
+
+def run_command(command: list[str], env: Mapping[str, str] | None, timeout: float) -> Finished:
+    """As `run`, with a launcher and options of the caller's."""
+    return _finish(lambda out, err: [_start(command, worker_environment(env), out, err)], " ".join(command), timeout)
+
+
+def _finish(start: Callable[[IO[str], IO[str]], "list[subprocess.Popen[str]]"], what: str, timeout: float) -> Finished:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        if launcher == "python":
-            processes = by_hand(np, command, environment, out, err)
-        else:
-            processes = [_start([*_prefix(launcher, np), *_worker(launcher, command)], environment, out, err)]
+        processes = start(out, err)
         deadline_hit = not _wait(processes, timeout)
         out.seek(0), err.seek(0)
         finished = Finished(_code(processes), out.read(), err.read())
     if deadline_hit:
-        raise JobTimeoutError(f"{launcher} -np {np} did not end in {timeout:g} s\n{finished.output}")
+        raise JobTimeoutError(f"{what} did not end in {timeout:g} s\n{finished.output}")
     return finished
 
 

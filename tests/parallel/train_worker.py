@@ -2,6 +2,7 @@
 
 train_worker.py plain ARGUMENTS...        main.py as it is
 train_worker.py kill:RANK:STEP ...        rank RANK is killed (-9) before step STEP
+train_worker.py kill-once:RANK:STEP ...   the same, unless the job was started anew by its launcher
 train_worker.py die:RANK:SECONDS ...      rank RANK is killed (-9) so long after its first step began; -1: every rank
 train_worker.py SIGTERM:RANK:STEP ...     rank RANK gets the signal before step STEP
 train_worker.py all-SIGTERM:RANK:STEP ... it and all processes that it has started
@@ -86,7 +87,7 @@ def check_labels() -> None:
 if __name__ == "__main__":
     fault, *arguments = sys.argv[1:]
     kind, *numbers = fault.split(":")
-    if kind == "kill":
+    if kind == "kill" or (kind == "kill-once" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"):
         before_step(int(numbers[0]), int(numbers[1]), lambda: send(signal.SIGKILL))
     elif kind == "die":
         before_step(int(numbers[0]), 0, lambda: die_after(float(numbers[1])))

@@ -1,0 +1,159 @@
+"""The memory of a job whose ranks change while it runs: kept by those that go on, dealt out anew over those there are.
+
+`keep` before the ranks meet anew, `take_up` afterwards. A rank whose process has ended leaves its samples
+in its node's shared memory: the first rank of the node that goes on keeps them along with its own. What nobody has kept
+is lost, and counted.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reprise.buffer.deal import Counted, Deal, deal
+from reprise.buffer.policies import POLICIES
+from reprise.buffer.policies.random_words import Int64s
+from reprise.buffer.rehearsal import RehearsalBuffer
+from reprise.buffer.schema import Spec, as_words
+from reprise.buffer.shard import policy_arrays
+from reprise.runtime.dist import Communicator
+
+_ROUND_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a rank brings. shards: state of each shard it has kept, by the rank that it was of; its own is `rank`.
+    held: how many samples ranks that are gone had stored, as far as this one knew.
+    """
+
+    rank: int
+    step: int
+    shards: dict[int, dict[str, Any]]
+    shares: dict[int, int]
+    held: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Samples, over all ranks: kept; of them adopted from ranks that are gone, by rank; lost with ranks, by rank."""
+
+    kept: int
+    adopted: dict[int, int]
+    lost: dict[int, int]
+
+
+def keep(buffer: RehearsalBuffer) -> Kept:
+    """Copy this rank's samples, and those of ranks that are gone which it is to adopt; closes the buffer."""
+    spec = buffer.spec
+    state = buffer.state_dict()["engine"]
+    shards, held = {spec.rank: state["shard"]}, {}
+    for estate in buffer.estates():
+        held[estate.rank] = estate.held
+        if estate.columns is None:
+            continue
+        labels = estate.columns["y"].numpy()
+        policy = POLICIES[spec.policy].recover(labels, estate.writes, estate.inverse_inclusion, estate.mass)
+        shards[estate.rank] = {"submitted": estate.mass, "policy": policy, "columns": estate.columns}
+    shares = {rank: spec.share_of(rank) for rank in shards}
+    kept = Kept(spec.rank, int(state["step"]), shards, shares, held)
+    buffer.close()
+    return kept
+
+
+def take_up(buffer: RehearsalBuffer, kept: Kept | None, comm: Communicator) -> Losses:
+    """Fill a new buffer with what all ranks have kept; None: this rank is new. Collective."""
+    shard, step, losses = share_out(kept, buffer.spec, comm)
+    buffer.go_on(shard, step)
+    return losses
+
+
+def share_out(kept: Kept | None, spec: Spec, comm: Communicator) -> tuple[dict[str, Any], int, Losses]:
+    """This rank's new shard and its step, from what all ranks have kept. Collective."""
+    own = {} if kept is None else kept.shards
+    counted = {
+        rank: Counted(kept.shares[rank], policy_arrays(shard), shard["columns"]["y"].numpy(), int(shard["submitted"]))
+        for rank, shard in own.items()
+        if kept is not None
+    }
+    everyone = comm.allgather_object(
+        (counted, {} if kept is None else kept.held, None if kept is None else (kept.rank, kept.step)),
+        name="rehearsal.regroup",
+    )
+    # Of a shard that two have kept, the first one's counts: ranks that went at the same time were seen to go apart.
+    holder: dict[int, int] = {}
+    for rank, (theirs, _, _) in enumerate(everyone):
+        for old in theirs:
+            holder.setdefault(old, rank)
+    shards = sorted(holder, key=lambda old: (holder[old], old))
+    dealt = deal(spec.policy, [everyone[holder[old]][0][old] for old in shards], comm.size)
+    columns = _exchange(dealt, [(holder[old], old) for old in shards], own, spec, comm)
+    state = {"submitted": int(dealt.submitted[comm.rank]), "policy": dealt.policies[comm.rank], "columns": columns}
+    return state, max(came[1] for _, _, came in everyone if came), _losses(everyone, holder)
+
+
+def _losses(everyone: list[Any], holder: dict[int, int]) -> Losses:
+    owners = {came[0] for _, _, came in everyone if came}
+    sizes = {old: len(everyone[rank][0][old].labels) for old, rank in holder.items()}
+    held: dict[int, int] = {}
+    for _, theirs, _ in everyone:
+        for old, count in theirs.items():
+            held[old] = max(held.get(old, 0), count)
+    lost = {old: count - sizes.get(old, 0) for old, count in held.items() if old not in owners}
+    adopted = {old: size for old, size in sizes.items() if old not in owners}
+    return Losses(sum(sizes.values()), adopted, {old: count for old, count in lost.items() if count > 0})
+
+
+def _exchange(
+    dealt: Deal, shards: list[tuple[int, int]], own: dict[int, dict[str, Any]], spec: Spec, comm: Communicator
+) -> dict[str, Tensor]:
+    """Send every sample to its new rank. shards: (rank that has it, rank that it was of), in the order of the deal."""
+    mine = [(number, old) for number, (rank, old) in enumerate(shards) if rank == comm.rank]
+    outgoing = [[(old, dealt.slots(to, number)) for number, old in mine] for to in range(comm.size)]
+    # What comes from each rank is one stretch of what comes shard after shard.
+    counts = [
+        sum(len(dealt.slots(comm.rank, number)) for number, (rank, _) in enumerate(shards) if rank == sender)
+        for sender in range(comm.size)
+    ]
+    places = np.split(dealt.places(comm.rank), np.cumsum(counts)[:-1])
+    columns = {}
+    for name, field in spec.stored_columns.items():
+        column = field.empty(sum(counts), torch.device("cpu"))
+        sources = {old: as_words(own[old]["columns"][name]) for _, old in mine}
+        pieces = [_pieces(sources, to, as_words(column)) for to in outgoing]
+        target, rows = as_words(column), max(1, _ROUND_BYTES // max(field.nbytes, 1) // comm.size)
+        longest = max([*counts, *(len(piece) for piece in pieces)])
+        rounds = -(-max(comm.allgather_object(longest, name="rehearsal.rounds")) // rows)
+        for start in range(0, rounds * rows, rows):
+            batch = [piece.rows(start, rows) for piece in pieces]
+            received, splits = comm.alltoall(torch.cat(batch), [len(part) for part in batch], name="rehearsal.regroup")
+            for part, place in zip(received.split(splits.tolist()), places, strict=True):
+                target.index_copy_(0, torch.from_numpy(place[start : start + len(part)]), part)
+        columns[name] = column
+    return columns
+
+
+class _Outgoing:
+    """The rows of several shards, one after the other, gathered a stretch at a time."""
+
+    def __init__(self, parts: Iterable[tuple[Tensor, Int64s]], like: Tensor) -> None:
+        self._parts = list(parts)
+        self._like = like
+
+    def __len__(self) -> int:
+        return sum(len(slots) for _, slots in self._parts)
+
+    def rows(self, start: int, count: int) -> Tensor:
+        chosen = []
+        for source, slots in self._parts:
+            wanted = slots[max(start, 0) : max(start + count, 0)]
+            chosen.append(source.index_select(0, torch.from_numpy(wanted)))
+            start -= len(slots)
+        return torch.cat(chosen) if chosen else self._like[:0]
+
+
+def _pieces(sources: dict[int, Tensor], outgoing: list[tuple[int, Int64s]], like: Tensor) -> _Outgoing:
+    return _Outgoing([(sources[old], slots) for old, slots in outgoing], like)
