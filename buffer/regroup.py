@@ -5,7 +5,6 @@ in its node's shared memory: the first rank of the node that goes on keeps them 
 is lost, and counted.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +64,8 @@ def keep(buffer: RehearsalBuffer) -> Kept:
 
 
 def take_up(buffer: RehearsalBuffer, kept: Kept | None, comm: Communicator) -> Losses:
-    """Fill a new buffer with what all ranks have kept; None: this rank is new. Collective."""
-    shard, step, losses = share_out(kept, buffer.spec, comm)
-    buffer.go_on(shard, step)
-    return losses
-
-
-def share_out(kept: Kept | None, spec: Spec, comm: Communicator) -> tuple[dict[str, Any], int, Losses]:
-    """This rank's new shard and its step, from what all ranks have kept. Collective."""
+    """Fill a new, empty buffer with its part of what all ranks have kept; None: this rank is new. Collective."""
+    spec = buffer.spec
     own = {} if kept is None else kept.shards
     counted = {
         rank: Counted(kept.shares[rank], policy_arrays(shard), shard["columns"]["y"].numpy(), int(shard["submitted"]))
@@ -92,7 +85,8 @@ def share_out(kept: Kept | None, spec: Spec, comm: Communicator) -> tuple[dict[s
     dealt = deal(spec.policy, [everyone[holder[old]][0][old] for old in shards], comm.size)
     columns = _exchange(dealt, [(holder[old], old) for old in shards], own, spec, comm)
     state = {"submitted": int(dealt.submitted[comm.rank]), "policy": dealt.policies[comm.rank], "columns": columns}
-    return state, max(came[1] for _, _, came in everyone if came), _losses(everyone, holder)
+    buffer.go_on(state, max(came[1] for _, _, came in everyone if came))
+    return _losses(everyone, holder)
 
 
 def _losses(everyone: list[Any], holder: dict[int, int]) -> Losses:
@@ -114,17 +108,17 @@ def _exchange(
     mine = [(number, old) for number, (rank, old) in enumerate(shards) if rank == comm.rank]
     outgoing = [[(old, dealt.slots(to, number)) for number, old in mine] for to in range(comm.size)]
     # What comes from each rank is one stretch of what comes shard after shard.
-    counts = [
-        sum(len(dealt.slots(comm.rank, number)) for number, (rank, _) in enumerate(shards) if rank == sender)
-        for sender in range(comm.size)
-    ]
+    counts = [0] * comm.size
+    for number, (rank, _) in enumerate(shards):
+        counts[rank] += len(dealt.slots(comm.rank, number))
     places = np.split(dealt.places(comm.rank), np.cumsum(counts)[:-1])
     columns = {}
     for name, field in spec.stored_columns.items():
         column = field.empty(sum(counts), torch.device("cpu"))
         sources = {old: as_words(own[old]["columns"][name]) for _, old in mine}
-        pieces = [_pieces(sources, to, as_words(column)) for to in outgoing]
-        target, rows = as_words(column), max(1, _ROUND_BYTES // max(field.nbytes, 1) // comm.size)
+        target = as_words(column)
+        pieces = [_Outgoing([(sources[old], slots) for old, slots in to], target) for to in outgoing]
+        rows = max(1, _ROUND_BYTES // max(field.nbytes, 1) // comm.size)
         longest = max([*counts, *(len(piece) for piece in pieces)])
         rounds = -(-max(comm.allgather_object(longest, name="rehearsal.rounds")) // rows)
         for start in range(0, rounds * rows, rows):
@@ -137,10 +131,10 @@ def _exchange(
 
 
 class _Outgoing:
-    """The rows of several shards, one after the other, gathered a stretch at a time."""
+    """The rows of several shards, one after the other, gathered a stretch at a time. like: a tensor of such rows."""
 
-    def __init__(self, parts: Iterable[tuple[Tensor, Int64s]], like: Tensor) -> None:
-        self._parts = list(parts)
+    def __init__(self, parts: list[tuple[Tensor, Int64s]], like: Tensor) -> None:
+        self._parts = parts
         self._like = like
 
     def __len__(self) -> int:
@@ -153,7 +147,3 @@ class _Outgoing:
             chosen.append(source.index_select(0, torch.from_numpy(wanted)))
             start -= len(slots)
         return torch.cat(chosen) if chosen else self._like[:0]
-
-
-def _pieces(sources: dict[int, Tensor], outgoing: list[tuple[int, Int64s]], like: Tensor) -> _Outgoing:
-    return _Outgoing([(sources[old], slots) for old, slots in outgoing], like)
