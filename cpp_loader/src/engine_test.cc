@@ -249,7 +249,7 @@ class EngineWithEveryPolicy : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(EngineWithEveryPolicy, StoresAndDeliversWhatTheModelDoesInAnyOrderOfCalls) {
-  for (uint64_t seed = 0; seed < 40; ++seed) {
+  for (uint64_t seed = 0; seed < Often<uint64_t>(40); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     std::mt19937_64 random(seed);
     EngineOptions options = Options({}, 1 + random() % (random() % 2 ? 8 : 200), {});
@@ -302,7 +302,7 @@ TEST_P(EngineWithEveryPolicy, HelpersAndStorageChangeNothing) {
       options.threads = threads;
       options.storage = storage;
       Pair pair(options);
-      for (int step = 0; step < 24; ++step) {
+      for (int step = 0; step < Often(24); ++step) {
         pair.Wait();
         pair.Submit(16);
       }

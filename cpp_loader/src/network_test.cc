@@ -424,7 +424,7 @@ TEST_P(NetworkTest, BringsWhatIsStored) {
 TEST_P(NetworkTest, ManyRequests) {
   Rank a(0, 2, {12288}, 50), b(1, 2, {12288}, 50);
   Introduce({&a, &b});
-  for (int i = 0; i < 3000; ++i) {
+  for (int i = 0; i < Often(3000); ++i) {
     Rows rows(a, Some(1 + random_() % 16, 50, random_));
     ASSERT_TRUE(Ask(a, 1, rows));
     ASSERT_TRUE(rows.AreAsStoredBy(1));
@@ -443,7 +443,7 @@ TEST_P(NetworkTest, AsksSeveralRanksAtOnceAndIsAskedMeanwhile) {
   Introduce(all);
   std::atomic<int> good{0};
   std::vector<std::thread> threads;
-  constexpr int kSteps = 150;
+  constexpr int kSteps = Often(150);
   for (Rank* rank : all) {
     threads.emplace_back([&, rank] {
       std::mt19937 random(rank->number);

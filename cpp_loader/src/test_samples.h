@@ -12,6 +12,17 @@
 
 namespace reprise {
 
+// How often to do what shows a defect in any few of so many times: less under sanitizers, which take several times as
+// long.
+template <typename Count>
+constexpr Count Often(Count times) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return times / 4;
+#else
+  return times;
+#endif
+}
+
 // Bytes, label and task of a sample follow from its number alone: batch * kMaxRows + row.
 class Samples {
  public:

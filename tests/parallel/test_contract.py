@@ -1,7 +1,7 @@
 """The contract suite on several processes: the very tests of tests/contract, in step on every rank.
 
-Launcher, number of ranks and transport, in every combination with --whole. Otherwise every launcher and every transport
-as far as a run of all tests can afford it, each with one of the two ways in which the engine delivers.
+Launcher, number of ranks and transport, in every combination with --whole. Otherwise every launcher, every transport
+and every implementation once.
 """
 
 import socket
@@ -19,7 +19,6 @@ ALL = ""  # implementations that the transport allows
 WHOLE = [(*case, ALL) for case in (*product(LAUNCHERS, (1,), ("auto",)), *product(LAUNCHERS, SIZES, TRANSPORTS))]
 CHOSEN = [
     ("horovodrun", 2, "collectives", "python"),
-    ("horovodrun", 2, "shm", "standard"),
     ("mpirun", 2, "ucx", "standard"),
     ("torchrun", 4, "shm", "flyweight"),
 ]

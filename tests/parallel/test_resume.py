@@ -92,6 +92,8 @@ def assert_same(folder, expected, ranks):
 @pytest.mark.parametrize("launcher", [ALONE, TWO], ids=["alone", "two"])
 def test_killed_at_any_moment_and_resumed_it_is_the_same_run(tmp_path, whole, launcher, request):
     """25 kills with --whole, of every rank or of one; up to five of them hit the same run."""
+    if launcher == ALONE and not request.config.getoption("--whole"):
+        pytest.skip("only with --whole")
     expected = whole(launcher)
     seconds = json.loads((expected / "summary.json").read_text())["train_seconds"]
     kills = 25 if request.config.getoption("--whole") else 1

@@ -104,8 +104,10 @@ def one_host() -> dict[int, Path]:
     ],
 )
 def test_the_demo_learns_on_two_hosts_what_it_learns_on_one(
-    pair, one_host, network, tmp_path_factory, slots, arguments, transport
+    request, pair, one_host, network, tmp_path_factory, slots, arguments, transport
 ):
+    if transport == "ucx" and not request.config.getoption("--whole"):
+        pytest.skip("only with --whole")
     ranks = 2 * slots
     folder = tmp_path_factory.mktemp("runs")
     if ranks not in one_host:
