@@ -479,18 +479,22 @@ TEST(GlobalPeer, ThatDiesLeavesItsWholeSamplesToThoseOfItsNode) {
   Child child([](const Link& parent) {
     const FakePeer peer(kSamples, 1, 4);
     peer.Store(1, 4);
-    peer.Begin(2);
     parent.Send(FlatAddress::Of(peer.address()));
+    parent.Receive<bool>();
+    peer.Begin(2);
+    parent.Send(true);
     parent.Receive<bool>();
   });
   const PeerAddress address = child.link().Receive<FlatAddress>().Unfold(1);
   Rank rank(Options(0, 2, false));
   rank.engine->Connect({rank.engine->address(), address});
   rank.Submit();
-  std::vector<Engine::Estate> estates;
+  rank.engine->Drain();  // what was never read is not mapped
+  child.link().Send(true);
+  child.link().Receive<bool>();
   child.Kill();
-  rank.Wait();
-  estates = rank.engine->Estates();
+  EXPECT_EQ(child.Collect(), SIGKILL);
+  const std::vector<Engine::Estate> estates = rank.engine->Estates();
   ASSERT_EQ(estates.size(), 1u);
   const Engine::Estate& estate = estates[0];
   EXPECT_EQ(estate.rank, 1u);
