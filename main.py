@@ -204,6 +204,8 @@ def train(
                 resumed=resumed,
             )
             progress = loop.run(sink, results.after_task if results else lambda _: None, checkpointer)
+            # Added up by all ranks, as those that are through close their buffers.
+            stored = sum(comm.allgather_object(0 if buffer is None else len(buffer), name="stored"))
     except (StoppedError, SharedUserError):
         if buffer is not None:
             buffer.close()
@@ -213,7 +215,6 @@ def train(
             raise
         checkpointer.abandon()
         return regroup.carry(loop.progress, loop.updates, strategy, buffer, comm)
-    stored = buffer.global_size if buffer is not None else 0
     if results:
         summary = summarise(
             progress,
