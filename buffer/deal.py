@@ -13,6 +13,7 @@ import numpy as np
 from reprise.buffer.policies import POLICIES
 from reprise.buffer.policies.base import split_counts
 from reprise.buffer.policies.random_words import Int64s
+from reprise.buffer.shard import policy_arrays
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Counted:
     policy: dict[str, Any]
     labels: Int64s
     submitted: int
+
+    @classmethod
+    def of(cls, shard: dict[str, Any], share: int) -> "Counted":
+        """Of a shard's state."""
+        return cls(share, policy_arrays(shard), shard["columns"]["y"].numpy(), int(shard["submitted"]))
 
 
 @dataclass(frozen=True)

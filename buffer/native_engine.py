@@ -240,7 +240,7 @@ class NativeEngine:
         """
         heirs = self._reach.mapped & set(self._comm.running_here())
         found = []
-        for rank, stored, mass, slots, _, writes, inverse_inclusion in self._core.estates():
+        for rank, stored, mass, slots, writes, inverse_inclusion in self._core.estates():
             columns = None
             if len(slots) and min(heirs) == self.spec.rank:
                 columns = self._read(slots, partial(self._core.read_estate, rank))

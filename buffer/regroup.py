@@ -1,12 +1,11 @@
 """The memory of a job whose ranks change while it runs: kept by those that go on, dealt out anew over those there are.
 
-`keep` before the ranks meet anew, `take_up` afterwards. A rank whose process has ended leaves its samples
-in its node's shared memory: the first rank of the node that goes on keeps them along with its own. What nobody has kept
-is lost, and counted.
+`keep` before the ranks meet anew, `take_up` afterwards. A rank whose process has ended leaves its samples in its node's
+shared memory: the first rank of the node that goes on keeps them along with its own. What nobody has kept is lost, and
+counted.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from reprise.buffer.deal import Counted, Deal, deal
 from reprise.buffer.policies import POLICIES
 from reprise.buffer.policies.random_words import Int64s
 from reprise.buffer.rehearsal import RehearsalBuffer
-from reprise.buffer.schema import Spec, as_words
-from reprise.buffer.shard import policy_arrays
+from reprise.buffer.schema import Columns, Spec, as_words, share_of
 from reprise.runtime.dist import Communicator
 
 _ROUND_BYTES = 64 << 20
@@ -25,14 +23,14 @@ _ROUND_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Kept:
-    """What a rank brings. shards: state of each shard it has kept, by the rank that it was of; its own is `rank`.
-    held: how many samples ranks that are gone had stored, as far as this one knew.
+    """What a rank brings. columns, counted: of each shard it has kept, by the rank that it was of; its own is `rank`.
+    held: how many samples each other rank had stored, as far as this one knew.
     """
 
     rank: int
     step: int
-    shards: dict[int, dict[str, Any]]
-    shares: dict[int, int]
+    columns: dict[int, Columns]
+    counted: dict[int, Counted]
     held: dict[int, int]
 
 
@@ -57,44 +55,38 @@ def keep(buffer: RehearsalBuffer) -> Kept:
         labels = estate.columns["y"].numpy()
         policy = POLICIES[spec.policy].recover(labels, estate.writes, estate.inverse_inclusion, estate.mass)
         shards[estate.rank] = {"submitted": estate.mass, "policy": policy, "columns": estate.columns}
-    shares = {rank: spec.share_of(rank) for rank in shards}
-    kept = Kept(spec.rank, int(state["step"]), shards, shares, held)
     buffer.close()
-    return kept
+    columns = {rank: shard["columns"] for rank, shard in shards.items()}
+    counted = {
+        rank: Counted.of(shard, share_of(spec.capacity, rank, spec.world_size)) for rank, shard in shards.items()
+    }
+    return Kept(spec.rank, int(state["step"]), columns, counted, held)
 
 
 def take_up(buffer: RehearsalBuffer, kept: Kept | None, comm: Communicator) -> Losses:
     """Fill a new, empty buffer with its part of what all ranks have kept; None: this rank is new. Collective."""
     spec = buffer.spec
-    own = {} if kept is None else kept.shards
-    counted = {
-        rank: Counted(kept.shares[rank], policy_arrays(shard), shard["columns"]["y"].numpy(), int(shard["submitted"]))
-        for rank, shard in own.items()
-        if kept is not None
-    }
-    everyone = comm.allgather_object(
-        (counted, {} if kept is None else kept.held, None if kept is None else (kept.rank, kept.step)),
-        name="rehearsal.regroup",
-    )
+    own = None if kept is None else replace(kept, columns={})
+    came = {rank: one for rank, one in enumerate(comm.allgather_object(own, name="rehearsal.regroup")) if one}
     # Of a shard that two have kept, the first one's counts: ranks that went at the same time were seen to go apart.
     holder: dict[int, int] = {}
-    for rank, (theirs, _, _) in enumerate(everyone):
-        for old in theirs:
+    for rank, one in came.items():
+        for old in one.counted:
             holder.setdefault(old, rank)
-    shards = sorted(holder, key=lambda old: (holder[old], old))
-    dealt = deal(spec.policy, [everyone[holder[old]][0][old] for old in shards], comm.size)
-    columns = _exchange(dealt, [(holder[old], old) for old in shards], own, spec, comm)
+    shards = sorted((rank, old) for old, rank in holder.items())
+    dealt = deal(spec.policy, [came[rank].counted[old] for rank, old in shards], comm.size)
+    columns = _exchange(dealt, shards, kept.columns if kept else {}, spec, comm)
     state = {"submitted": int(dealt.submitted[comm.rank]), "policy": dealt.policies[comm.rank], "columns": columns}
-    buffer.go_on(state, max(came[1] for _, _, came in everyone if came))
-    return _losses(everyone, holder)
+    buffer.go_on(state, max(one.step for one in came.values()))
+    return _losses(came, holder)
 
 
-def _losses(everyone: list[Any], holder: dict[int, int]) -> Losses:
-    owners = {came[0] for _, _, came in everyone if came}
-    sizes = {old: len(everyone[rank][0][old].labels) for old, rank in holder.items()}
+def _losses(came: dict[int, Kept], holder: dict[int, int]) -> Losses:
+    owners = {one.rank for one in came.values()}
+    sizes = {old: len(came[rank].counted[old].labels) for old, rank in holder.items()}
     held: dict[int, int] = {}
-    for _, theirs, _ in everyone:
-        for old, count in theirs.items():
+    for one in came.values():
+        for old, count in one.held.items():
             held[old] = max(held.get(old, 0), count)
     lost = {old: count - sizes.get(old, 0) for old, count in held.items() if old not in owners}
     adopted = {old: size for old, size in sizes.items() if old not in owners}
@@ -102,7 +94,7 @@ def _losses(everyone: list[Any], holder: dict[int, int]) -> Losses:
 
 
 def _exchange(
-    dealt: Deal, shards: list[tuple[int, int]], own: dict[int, dict[str, Any]], spec: Spec, comm: Communicator
+    dealt: Deal, shards: list[tuple[int, int]], own: dict[int, Columns], spec: Spec, comm: Communicator
 ) -> dict[str, Tensor]:
     """Send every sample to its new rank. shards: (rank that has it, rank that it was of), in the order of the deal."""
     mine = [(number, old) for number, (rank, old) in enumerate(shards) if rank == comm.rank]
@@ -115,7 +107,7 @@ def _exchange(
     columns = {}
     for name, field in spec.stored_columns.items():
         column = field.empty(sum(counts), torch.device("cpu"))
-        sources = {old: as_words(own[old]["columns"][name]) for _, old in mine}
+        sources = {old: as_words(own[old][name]) for _, old in mine}
         target = as_words(column)
         pieces = [_Outgoing([(sources[old], slots) for old, slots in to], target) for to in outgoing]
         rows = max(1, _ROUND_BYTES // max(field.nbytes, 1) // comm.size)

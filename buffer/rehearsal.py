@@ -290,22 +290,20 @@ class RehearsalBuffer:
         try:
             # Reading is agreed on: a file that one rank finds damaged must not leave the others waiting.
             state, step = buffer._comm.agree(lambda: snapshot.read(Path(folder), buffer.spec), name="rehearsal.restore")
-            if step is None:
-                buffer._engine.load_state_dict(state)
-            else:
-                buffer._engine.continue_from(state, step)
-            if buffer.spec.exchanges:
-                buffer._comm.barrier(name="rehearsal.restored")  # before anybody draws from what another has not read
+            buffer.go_on(state, step)
         except BaseException:
             buffer.close()
             raise
         return buffer
 
-    def go_on(self, shard: dict[str, Any], step: int) -> None:
-        """Begin with a shard from elsewhere, as after that many steps; for regroup.py. Collective."""
-        self._engine.continue_from(shard, step)
+    def go_on(self, state: dict[str, Any], step: int | None) -> None:
+        """Begin with this rank's saved state, or with a shard dealt out to it and the step that is of. Collective."""
+        if step is None:
+            self._engine.load_state_dict(state)
+        else:
+            self._engine.continue_from(state, step)
         if self.spec.exchanges:
-            self._comm.barrier(name="rehearsal.regrouped")  # before anybody draws from what another has not read
+            self._comm.barrier(name="rehearsal.restored")  # before anybody draws from what another has not read
 
     def close(self) -> None:
         """Release the memory. Idempotent; afterwards whatever needs the contents raises RuntimeError.

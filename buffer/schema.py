@@ -162,11 +162,7 @@ class Spec:
     @property
     def share(self) -> int:
         """Slots of this rank."""
-        return self.share_of(self.rank)
-
-    def share_of(self, rank: int) -> int:
-        """Slots of a rank: the capacity shared out evenly, the remainder to the first ranks."""
-        return self.capacity // self.world_size + (rank < self.capacity % self.world_size)
+        return share_of(self.capacity, self.rank, self.world_size)
 
     @property
     def stored_columns(self) -> dict[str, Field]:
@@ -222,6 +218,11 @@ class Spec:
 
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def share_of(capacity: int, rank: int, world_size: int) -> int:
+    """Slots of a rank: the capacity shared out evenly, the remainder to the first ranks."""
+    return capacity // world_size + (rank < capacity % world_size)
 
 
 def as_words(tensor: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from reprise.buffer.deal import Counted, deal
-from reprise.buffer.schema import Spec, as_words
-from reprise.buffer.shard import policy_arrays
+from reprise.buffer.schema import Spec, as_words, share_of
 from reprise.runtime import tensor_file
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
@@ -176,11 +175,7 @@ def reshard(folder: Path, manifest: dict[str, Any], spec: Spec) -> tuple[dict[st
     """This rank's part of a buffer that another number of ranks saved: (shard state, step). See deal.py."""
     states = [read_shard(folder, manifest, rank)["engine"] for rank in range(len(manifest["shards"]))]
     shards, capacity = [state["shard"] for state in states], manifest["schema"]["capacity"]
-    counted = []
-    for rank, shard in enumerate(shards):
-        share = capacity // len(shards) + (rank < capacity % len(shards))
-        labels = shard["columns"]["y"].numpy()
-        counted.append(Counted(share, policy_arrays(shard), labels, int(shard["submitted"])))
+    counted = [Counted.of(shard, share_of(capacity, rank, len(shards))) for rank, shard in enumerate(shards)]
     dealt = deal(spec.policy, counted, spec.world_size)
     places = torch.from_numpy(dealt.places(spec.rank))
     columns = {}

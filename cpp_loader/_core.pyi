@@ -101,19 +101,9 @@ class Engine:
 
     def estates(
         self,
-    ) -> list[
-        tuple[
-            int,
-            int,
-            int,
-            npt.NDArray[np.int64],
-            npt.NDArray[np.int64],
-            npt.NDArray[np.int64],
-            npt.NDArray[np.float64],
-        ]
-    ]:
+    ) -> list[tuple[int, int, int, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
         """What each other rank holds, as far as is known: (rank, stored, mass, and, if its process was on this node and
-        has ended, slots, labels, versions, inverse inclusion of whole samples).
+        has ended, slots, versions, inverse inclusion of whole samples).
         """
 
     def read_estate(self, rank: int, column: int, slots: npt.NDArray[np.int64], target: int) -> None:

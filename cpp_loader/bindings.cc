@@ -403,11 +403,15 @@ PYBIND11_MODULE(_core, module) {
            })
       .def("estates",
            [](BoundEngine& self) {
+             const auto found = [&self] {
+               const py::gil_scoped_release release;
+               return self.engine().Estates();
+             }();
              py::list estates;
-             for (const auto& estate : self.engine().Estates()) {
+             for (const auto& estate : found) {
                const auto count = static_cast<py::ssize_t>(estate.slots.size());
                estates.append(py::make_tuple(estate.rank, estate.held.stored, estate.held.mass, ToArray(estate.slots),
-                                             ToArray(estate.labels), ToArray(estate.versions),
+                                             ToArray(estate.versions),
                                              py::array_t<double>(count, estate.inverse_inclusion.data())));
              }
              return estates;

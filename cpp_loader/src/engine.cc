@@ -525,12 +525,11 @@ std::vector<Engine::Estate> Engine::Estates() {
   for (uint32_t rank = 0; peers_ && rank < options_.world_size; ++rank) {
     if (rank == options_.rank) continue;
     const Shard* const shard = peers_->Left(rank);
-    Estate estate{rank, shard ? shard->counters().fill() : peers_->held(rank), {}, {}, {}, {}};
+    Estate estate{rank, shard ? shard->counters().fill() : peers_->held(rank), {}, {}, {}};
     for (uint32_t slot = 0; shard && slot < estate.held.stored; ++slot) {
       const RecordHeader& header = shard->record(slot);
       if (header.version % 2) continue;  // its process has ended while it wrote this one
       estate.slots.push_back(slot);
-      estate.labels.push_back(header.label);
       estate.versions.push_back(header.version);
       estate.inverse_inclusion.push_back(shard->InverseInclusion(header.stratum));
     }

@@ -169,11 +169,11 @@ class Engine {
   void ReadColumn(size_t column, std::span<const int64_t> slots, std::byte* target);
 
   // What the other ranks hold, as far as this one knows; of those on this node whose processes have ended also the
-  // slots with a whole sample, its label, number of writes and inverse inclusion.
+  // slots with a whole sample, its number of writes and inverse inclusion.
   struct Estate {
     uint32_t rank;
     Fill held;
-    std::vector<int64_t> slots, labels, versions;
+    std::vector<int64_t> slots, versions;
     std::vector<double> inverse_inclusion;
   };
   std::vector<Estate> Estates();

@@ -504,11 +504,13 @@ TEST(GlobalPeer, ThatDiesLeavesItsWholeSamplesToThoseOfItsNode) {
   EXPECT_EQ(estate.versions, (std::vector<int64_t>{2, 2, 2}));
   EXPECT_EQ(estate.inverse_inclusion, (std::vector<double>{1, 1, 1}));
   const uint64_t first = BatchOf(1, 1) * Samples::kMaxRows;
+  std::vector<int64_t> labels(estate.slots.size());
+  rank.engine->ReadEstate(1, kSamples.field_bytes().size(), estate.slots, reinterpret_cast<std::byte*>(labels.data()));
   std::vector<std::byte> expected(kSamples.field_bytes()[0]), got(3 * expected.size());
   rank.engine->ReadEstate(1, 0, estate.slots, got.data());
   for (size_t row = 0; row < estate.slots.size(); ++row) {
     const uint64_t number = first + static_cast<uint64_t>(estate.slots[row]);
-    EXPECT_EQ(estate.labels[row], Samples::Label(number));
+    EXPECT_EQ(labels[row], Samples::Label(number));
     kSamples.Write(number, 0, expected.data());
     EXPECT_EQ(std::memcmp(got.data() + row * expected.size(), expected.data(), expected.size()), 0);
   }

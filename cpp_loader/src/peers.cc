@@ -165,7 +165,7 @@ bool Peers::Runs(uint32_t rank) {
 const Shard* Peers::Left(uint32_t rank) {
   if (rank == rank_) return nullptr;
   Peer& peer = *peers_[rank];
-  Check(peer);
+  if (Reach(peer)) Check(peer);
   return peer.gone && peer.slab.data() ? &peer.shard : nullptr;
 }
 

@@ -6,6 +6,8 @@ What torchrun starts, and what REPRISE_DIST=torch asks for where MASTER_ADDR and
 import gc
 import inspect
 import os
+import secrets
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -20,6 +22,8 @@ from reprise.runtime.dist.base import Communicator, Reduction
 from reprise.runtime.dist.launcher import Launch
 from reprise.runtime.dist.watchdog import Watchdog
 from reprise.runtime.errors import SharedUserError, UserError
+
+_LOOK_EVERY_S = 0.005
 
 # Words in a RuntimeError that only a broken connection explains; Gloo has no error class of its own.
 _LOSS_WORDS = (
@@ -155,10 +159,38 @@ def _meet(launch: Launch, limit_s: float) -> "td.Store":
         )
         # Only rank 0's store waits for the others by itself; nothing sent here may be mistaken for a lost peer later.
         store.add("reprise/here", 1)
-        return store
+        return _without_earlier_keys(store, launch, limit_s) if "TORCHELASTIC_RUN_ID" in os.environ else store
     except (td.DistError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"rank {launch.rank} of {launch.size} cannot meet the others at MASTER_ADDR:MASTER_PORT={address}:{port}: "
             f"{reason}; choose a free port, or a longer REPRISE_TIMEOUT than {limit_s:g} s"
         ) from error
+
+
+def _without_earlier_keys(store: "td.Store", launch: Launch, limit_s: float) -> "td.Store":
+    """A part of the store that is this attempt's alone.
+
+    torchrun's agent keeps the store when it starts its workers anew, with the addresses of those that are dead. It gives
+    attempts no number that is the same on all nodes, so each process brings a word of its own, rank 0 answers every word
+    with its own one, and what it says names the part.
+    """
+    own = secrets.token_hex(8)
+    store.set(f"reprise/word of {launch.rank}", own)
+    if launch.rank:
+        store.wait([f"reprise/answer to {own}"], timedelta(seconds=limit_s))
+        name = store.get(f"reprise/answer to {own}").decode()
+        store.set(f"reprise/{name} has {launch.rank}", "")
+        return td.PrefixStore(name, store)
+    missing, deadline = set(range(1, launch.size)), time.monotonic() + limit_s
+    while missing:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no word from {len(missing)} rank(s), rank {min(missing)} among them")
+        for rank in sorted(missing):
+            if store.check([f"reprise/{own} has {rank}"]):
+                missing.remove(rank)
+            elif store.check([f"reprise/word of {rank}"]):  # a dead one's, maybe: it is looked at again
+                word = store.get(f"reprise/word of {rank}").decode()
+                store.set(f"reprise/answer to {word}", own)
+        time.sleep(_LOOK_EVERY_S)
+    return td.PrefixStore(own, store)

@@ -70,9 +70,9 @@ def equal(one, other):
 
 
 def adopt(heir, *gone):
-    shards = {rank: state for one in (heir, *gone) for rank, state in one.shards.items()}
-    shares = {rank: share for one in (heir, *gone) for rank, share in one.shares.items()}
-    return replace(heir, shards=shards, shares=shares)
+    columns = {rank: its for one in (heir, *gone) for rank, its in one.columns.items()}
+    counted = {rank: its for one in (heir, *gone) for rank, its in one.counted.items()}
+    return replace(heir, columns=columns, counted=counted)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -125,9 +125,10 @@ def test_what_two_have_kept_counts_once():
     assert losses.adopted == {2: len(ids[2])}
 
 
-def test_an_empty_memory_is_dealt_out_too():
-    _, kept = kept_of(2, "fifo", batches=0)
-    contents, losses = taken_up(3, kept, "fifo")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_memory_that_was_never_used_is_dealt_out_too(implementation):
+    _, kept = kept_of(2, "fifo", implementation, batches=0)
+    contents, losses = taken_up(3, kept, "fifo", implementation)
     assert [len(one["columns"]["y"]) for one in contents] == [0, 0, 0]
     assert losses.kept == 0
 
