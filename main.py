@@ -622,10 +622,10 @@ def _open(
     folder.write_start(resolved.to_yaml(), command, environment.describe(comm.size, comm.launcher))
     chosen: list[sinks.Sink] = [sinks.CsvSink(folder.metrics_csv), sinks.JsonlSink(folder.metrics_jsonl)]
     if options.tensorboard:
-        chosen.append(sinks.TensorBoardSink(folder.tensorboard))
+        chosen.append(sinks.TensorBoardSink(folder.tensorboard, progress.steps if goes_on else None))
     if options.wandb_project:
         config = options.model_dump(mode="json")
-        chosen.append(sinks.WandbSink(options.wandb_project, options.run_name, config, folder.path))
+        chosen.append(sinks.WandbSink(options.wandb_project, options.run_name, config, folder.path, rows))
     return sinks.SinkList(chosen, rows)
 
 

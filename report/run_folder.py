@@ -169,6 +169,7 @@ _WRITTEN_BY_A_RUN = (
     "log.txt",
     "metrics.csv",
     "metrics.jsonl",
+    sinks.WANDB_ID_FILE,
     "accuracy_matrix.csv",
     "accuracy_matrix_task_il.csv",
     "error_matrix.csv",

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import secrets
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -19,6 +20,8 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.files import atomic_write, disk_errors
 
 logger = logging.getLogger(__name__)
+
+WANDB_ID_FILE = "wandb_id.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +125,18 @@ def keep_rows(rows: int, metrics_csv: Path, metrics_jsonl: Path) -> int:
 
 
 class TensorBoardSink:
-    """Scalars `split/metric` over steps, as event files in `folder`."""
+    """Scalars `split/metric` over steps, as event files in `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    after: the step that a run goes on from; TensorBoard forgets what an earlier process logged of later ones.
+    """
+
+    def __init__(self, folder: Path, after: int | None = None) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError(f"TensorBoard is not installed ({error}); pip install 'reprise[tensorboard]'") from error
         with disk_errors("write", folder):
-            self._writer = SummaryWriter(str(folder))
+            self._writer = SummaryWriter(str(folder), purge_step=None if after is None else after + 1)
 
     def log(self, row: MetricRow) -> None:
         """Add one scalar."""
@@ -145,37 +151,43 @@ class WandbSink:
     """Scalars `split/metric` over `step` in Weights & Biases.
 
     Offline unless WANDB_API_KEY or WANDB_MODE says otherwise; `folder` then keeps what `wandb sync` uploads.
-    A failure of the service is logged once and ends this sink, never the training.
+    A failure of the service is logged once and ends this sink, never the training. A run that goes on is the same run
+    there, as `folder` keeps its id; rows: how many it has logged that count, of which the service may know more.
     """
 
-    def __init__(self, project: str, name: str, config: dict[str, Any], folder: Path) -> None:
+    def __init__(self, project: str, name: str, config: dict[str, Any], folder: Path, rows: int = 0) -> None:
         try:
             import wandb
         except ImportError as error:
             raise UserError(f"Weights & Biases is not installed ({error}); pip install 'reprise[wandb]'") from error
-        offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"))
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         self._run: Any = None
+        self._row = rows
+        run_id = _wandb_id(folder)
         try:
             self._run = wandb.init(
+                id=run_id,
+                resume="allow" if mode == "online" else None,
                 project=project,
                 name=name,
                 config=config,
                 dir=str(folder),
-                mode="offline" if offline else None,
+                mode=mode,
                 settings=wandb.Settings(console="off"),  # log.txt has it; wrapping stdout breaks the progress bar
             )
             self._run.define_metric("*", step_metric="step")
+            self._known = self._run.step
         except Exception as error:
             self._give_up("start", error)
 
     def log(self, row: MetricRow) -> None:
         """Hand over one row; does nothing after a failure."""
-        if self._run is None:
+        number, self._row = self._row, self._row + 1
+        if self._run is None or number < self._known:
             return
+        values = {f"{row.split}/{row.metric}": row.value, "task": row.task, "epoch": row.epoch, "step": row.step}
         try:
-            self._run.log(
-                {f"{row.split}/{row.metric}": row.value, "task": row.task, "epoch": row.epoch, "step": row.step}
-            )
+            self._run.log(values, step=number)
         except Exception as error:
             self._give_up("log", error)
 
@@ -193,6 +205,18 @@ class WandbSink:
         # Everything the service can raise is caught: a run of many hours must not end because a website does.
         self._run = None
         logger.warning("Weights & Biases could not %s (%s); this run goes on without it", action, error)
+
+
+def _wandb_id(folder: Path) -> str:
+    """The run's id: a sweep's agent chooses it, else it is drawn once and kept in the run's folder."""
+    if chosen := os.environ.get("WANDB_RUN_ID"):
+        return chosen
+    path = folder / WANDB_ID_FILE
+    if not path.exists():
+        with atomic_write(path) as stream:
+            stream.write(secrets.token_hex(4))
+    with disk_errors("read", path):
+        return path.read_text()
 
 
 class _LineFile:

@@ -166,6 +166,19 @@ def test_tensorboard_holds_the_scalars(tmp_path):
     assert [(event.step, event.value) for event in events] == [(30, pytest.approx(0.3))]
 
 
+def test_tensorboard_forgets_what_a_resumed_run_logs_again(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for after, values in ((None, {10: 0.1, 20: 0.2, 30: 0.9}), (20, {30: 0.3})):
+        sink = TensorBoardSink(tmp_path, after)
+        for step, value in values.items():
+            sink.log(replace(ROW, step=step, value=value))
+        sink.close()
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("test/accuracy_task_0")
+    assert [(event.step, event.value) for event in events] == [(s, pytest.approx(s / 100)) for s in (10, 20, 30)]
+
+
 @pytest.mark.parametrize(
     ("module", "make", "extra"),
     [
@@ -187,6 +200,7 @@ class FakeWandb(types.ModuleType):
     def __init__(self, fails_at=None):
         super().__init__("wandb")
         self.fails_at, self.calls, self.rows, self.options = fails_at, [], [], {}
+        self.step, self.numbers = 0, []  # step: where the service goes on
         self.Settings = dict
 
     def _call(self, name):
@@ -202,9 +216,10 @@ class FakeWandb(types.ModuleType):
     def define_metric(self, *_, **__):
         self._call("define_metric")
 
-    def log(self, row):
+    def log(self, row, step):
         self._call("log")
         self.rows.append(row)
+        self.numbers.append(step)
 
     def finish(self):
         self._call("finish")
@@ -221,8 +236,26 @@ def test_wandb_gets_the_metrics_of_a_run(tmp_path, monkeypatch):
     assert fake.calls == ["init", "define_metric", "log", "finish"]
 
 
+def test_wandb_gets_no_row_twice_when_a_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    WandbSink("project", "run", {}, tmp_path).close()
+    first = fake.options["id"]
+    fake.step = 5  # the service has rows 0 to 4, the checkpoint those before row 3
+    sink = WandbSink("project", "run", {}, tmp_path, rows=3)
+    for _ in range(4):
+        sink.log(ROW)
+    assert (fake.options["id"], fake.options["resume"]) == (first, "allow")
+    assert fake.numbers == [5, 6]
+    monkeypatch.setenv("WANDB_RUN_ID", "of-the-agent")
+    WandbSink("project", "run", {}, tmp_path).close()
+    assert fake.options["id"] == "of-the-agent"
+
+
 @pytest.mark.parametrize(
-    ("variables", "mode"), [({}, "offline"), ({"WANDB_API_KEY": "k"}, None), ({"WANDB_MODE": "online"}, None)]
+    ("variables", "mode"),
+    [({}, "offline"), ({"WANDB_API_KEY": "k"}, "online"), ({"WANDB_MODE": "disabled"}, "disabled")],
 )
 def test_wandb_is_offline_unless_the_environment_says_otherwise(tmp_path, monkeypatch, variables, mode):
     monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
