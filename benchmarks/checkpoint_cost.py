@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=positive, default=3, help="(3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
     parser.add_argument(
-        "--check", action="store_true", help=f"exit with 1 where a checkpoint costs {LIMIT:.0%} or more"
+        "--check", action="store_true", help=f"exit with 1 where a checkpoint costs {LIMIT:.0%}% or more"
     )
     chosen = parser.parse_args(argv)
     results = {}

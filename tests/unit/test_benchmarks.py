@@ -3,6 +3,7 @@
 Sizes that mean nothing; no time is asserted. Design, section 5.
 """
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -22,6 +23,15 @@ COMMAND = Path(__file__).resolve().parents[2] / "benchmarks" / "buffer.py"
 STEPS = 30
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="the memory limit is compiled on first use")
+
+
+@pytest.mark.parametrize(
+    "program", [path.stem for path in COMMAND.parent.glob("*.py") if "ArgumentParser(" in path.read_text()]
+)
+def test_every_program_explains_itself(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"reprise.benchmarks.{program}").main(["--help"])
+    assert "usage:" in capsys.readouterr().out
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
