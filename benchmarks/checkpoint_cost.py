@@ -65,6 +65,7 @@ class Training:
         )
         self.x = torch.randn(BATCH + REPLAYED, 3, 32, 32)
         self.y = torch.arange(BATCH + REPLAYED) % 10
+        self.steps = 0
         self.offer(self.capacity)
 
     def offer(self, samples: int) -> None:
@@ -78,6 +79,7 @@ class Training:
         self.buffer.drain()
 
     def step(self) -> None:
+        self.steps += 1
         self.buffer.wait()
         self.buffer.submit(x=torch.empty((0, self.bytes), dtype=torch.uint8), y=torch.empty(0, dtype=torch.int64))
         self.optimizer.zero_grad()
@@ -94,7 +96,9 @@ def block(training: Training, checkpointer: Checkpointer, steps: int, *, begins:
     for step in range(steps):
         training.step()
         # The checkpointer is told of two kinds of steps: one at which a checkpoint is due, and others.
-        checkpointer.after_step(INTERVAL if begins and not step else 1, lambda: Progress({}, epoch=1), dict)
+        checkpointer.after_step(
+            INTERVAL if begins and not step else 1, lambda: Progress({}, epoch=1, steps=training.steps), dict
+        )
     checkpointer.settle()
     return time.perf_counter() - started
 
