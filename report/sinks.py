@@ -160,19 +160,19 @@ class WandbSink:
             import wandb
         except ImportError as error:
             raise UserError(f"Weights & Biases is not installed ({error}); pip install 'reprise[wandb]'") from error
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"))
         self._run: Any = None
         self._row = rows
-        run_id = _wandb_id(folder)
+        identity = _wandb_id(folder)
         try:
             self._run = wandb.init(
-                id=run_id,
-                resume="allow" if mode == "online" else None,
+                id=identity,
+                resume=None if offline else "allow",
                 project=project,
                 name=name,
                 config=config,
                 dir=str(folder),
-                mode=mode,
+                mode="offline" if offline else None,
                 settings=wandb.Settings(console="off"),  # log.txt has it; wrapping stdout breaks the progress bar
             )
             self._run.define_metric("*", step_metric="step")

@@ -16,7 +16,7 @@ def test_every_size_and_phase_is_measured_and_judged(tmp_path, monkeypatch, caps
         "64 B": ["filling", "steady"],
         "3 KiB": ["filling", "steady"],
     }
-    assert found["64 B"]["steady"]["changed_mib"] * 2**20 == 64 * 400
+    assert found["64 B"]["steady"]["written_mib"] * 2**20 == 64 * 400
     shown = capsys.readouterr().out
     for phases in found.values():
         for cost in phases.values():
@@ -25,7 +25,7 @@ def test_every_size_and_phase_is_measured_and_judged(tmp_path, monkeypatch, caps
 
 
 def test_a_checkpoint_that_costs_too_much_fails_the_check(tmp_path, monkeypatch):
-    cost = {"changed_mib": 1.0, "step_ms": 1.0, "full": 0.5, "turns": {}}
+    cost = {"written_mib": 1.0, "step_ms": 1.0, "full": 0.5, "turns": {}}
     monkeypatch.chdir(tmp_path)
     for background, code in ((0.5, 1), (0.001, 0)):
         found = {phase: {**cost, "background": background} for phase in checkpoint_cost.PHASES}

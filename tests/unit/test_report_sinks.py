@@ -254,8 +254,7 @@ def test_wandb_gets_no_row_twice_when_a_run_goes_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("variables", "mode"),
-    [({}, "offline"), ({"WANDB_API_KEY": "k"}, "online"), ({"WANDB_MODE": "disabled"}, "disabled")],
+    ("variables", "mode"), [({}, "offline"), ({"WANDB_API_KEY": "k"}, None), ({"WANDB_MODE": "online"}, None)]
 )
 def test_wandb_is_offline_unless_the_environment_says_otherwise(tmp_path, monkeypatch, variables, mode):
     monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
