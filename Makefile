@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 CHOSEN := $(if $(filter command environment,$(origin PYTHON)),--python-was-chosen)
 CPP_BUILDS := release address thread
-LINTED := runtime buffer cl_models scenarios train report backbone cpp_loader benchmarks main
+LINTED := runtime buffer cl_models scenarios train report backbone cpp_loader benchmarks sweeps main sweep
 
 # horovodrun pipes its workers' output; this lets rank 0 draw its progress bar on the terminal all the same.
 ON_TERMINAL = if [ -t 2 ]; then export REPRISE_TERMINAL="$$(tty <&2)"; fi;

@@ -52,20 +52,16 @@ DOWNLOAD_S = 3600.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. When other ranks may be waiting, the process ends here instead."""
-    from reprise import backbone
     from reprise.runtime import log
     from reprise.runtime.dist import launcher, regroup
     from reprise.runtime.stop import REQUEUE, StoppedError
-    from reprise.train import options
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     speaks = True
     try:
         # Every rank reads the same options: their mistakes are said once.
         speaks = launcher.detect().rank == 0
-        resolved = options.parse(arguments, _names())
-        _check_strategy(resolved.options)
-        backbone.check(resolved.options.backbone, _free_keys(resolved.options))
+        resolved = resolve(arguments)
         if resolved.print_config:
             if speaks:
                 print(resolved.describe())
@@ -233,6 +229,17 @@ def train(
 
 
 # ---- from names to objects, in the order in which `train` needs them
+
+
+def resolve(arguments: Sequence[str]) -> "Resolved[Options]":
+    """Read and check the options of a command line, without beginning anything; UserError at the first mistake."""
+    from reprise import backbone
+    from reprise.train import options
+
+    resolved = options.parse(arguments, _names())
+    _check_strategy(resolved.options)
+    backbone.check(resolved.options.backbone, _free_keys(resolved.options))
+    return resolved
 
 
 def _names() -> dict[str, list[str]]:

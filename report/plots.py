@@ -7,7 +7,7 @@ Called by train/results.py on rank 0, also for a run in progress.
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +180,29 @@ def timeline_png(spans: Mapping[str, Mapping[str, float]], path: str | Path, tit
     for axis in (top, bottom):
         _plain_frame(axis, grid="x")
         axis.tick_params(axis="y", length=0)
+    _save(figure, path)
+
+
+def scatter_png(points: Mapping[str, Sequence[Any]], values: Sequence[float], path: str | Path, title: str) -> None:
+    """Draw `values` against each parameter of `points` (same order), a panel each; without one, over their order.
+
+    Numbers that span more than a factor of 20 get a logarithmic axis, texts a place each.
+    """
+    shown: Mapping[str, Sequence[Any]] = points or {"trial": range(len(values))}
+    columns = min(len(shown), 3)
+    rows = math.ceil(len(shown) / columns)
+    figure = _figure(3.2 * columns + 0.8, 2.6 * rows + 0.6, title)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for axis, (name, given) in zip(axes, shown.items(), strict=False):
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in given)
+        axis.scatter(list(given) if numbers else [str(value) for value in given], values, color=_OKABE_ITO[0], s=28)
+        if numbers and min(given) > 0 and max(given) / min(given) > 20:
+            axis.set_xscale("log")
+        axis.set_xlabel(name)
+        axis.tick_params(axis="x", labelrotation=0 if numbers else 30)
+        _plain_frame(axis)
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
     _save(figure, path)
 
 

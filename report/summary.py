@@ -56,7 +56,7 @@ def print_summary(
 
     errors: the matrix holds mean absolute errors of reconstructions instead of accuracies.
     """
-    console = console or _stdout()
+    console = console or stdout()
     first = (
         "Mean absolute error on each task, less is better"
         if errors
@@ -93,7 +93,7 @@ def print_summary(
 
 def print_comparison(summaries: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
     """Print one column per run, {name: summary}, in as many tables as the width asks for."""
-    console = console or _stdout()
+    console = console or stdout()
     names = list(summaries)
     runs_per_table = max((console.width - 15) // 16, 1)
     for start in range(0, len(names), runs_per_table):
@@ -115,7 +115,8 @@ def print_comparison(summaries: Mapping[str, Mapping[str, Any]], console: Consol
         console.print(table)
 
 
-def _stdout() -> Console:
+def stdout() -> Console:
+    """Where tables go: wide enough for them where there is no terminal to say how wide it is."""
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=_PLAIN_COLUMNS)

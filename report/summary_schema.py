@@ -25,9 +25,11 @@ ACCURACIES = (
 ERRORS = ("average_error", "error_increase")
 _INTEGERS = ("tasks", "seed", "world_size", "buffer_bytes_per_rank", "samples_stored")
 _STRINGS = ("launcher", "strategy", "buffer_implementation", "buffer_transport")
-_NUMBERS = ("images_per_second", "train_seconds", "wait_share")
+NUMBERS = ("images_per_second", "train_seconds", "wait_share")
+# What runs can be compared by: one number each.
+MEASURED = (*ACCURACIES, *ERRORS, *NUMBERS)
 _PERCENTILES = ("step_ms", "wait_ms")
-KEYS = frozenset((*ACCURACIES, *ERRORS, *_INTEGERS, *_STRINGS, *_NUMBERS, *_PERCENTILES))
+KEYS = frozenset((*ACCURACIES, *ERRORS, *_INTEGERS, *_STRINGS, *NUMBERS, *_PERCENTILES))
 
 
 def check(summary: Any) -> None:
@@ -44,7 +46,7 @@ def check(summary: Any) -> None:
     for key in (*ACCURACIES, *ERRORS):
         if summary[key] is not None:
             _check_number(key, summary[key])
-    for key in _NUMBERS:
+    for key in NUMBERS:
         _check_number(key, summary[key])
     for key in _INTEGERS:
         if not isinstance(summary[key], int) or isinstance(summary[key], bool):

@@ -155,23 +155,7 @@ def yaml_value(value: Any) -> str:
 
 def read_section(path: Path, name: str) -> dict[Any, Any]:
     """Return the top-level section `name` of a YAML file, as written; every mistake is one line naming the file."""
-    try:
-        content = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # _Loader is a SafeLoader
-    except OSError as error:
-        raise UserError(
-            f"cannot read '{path}': {error.strerror}; --yaml-config names the file --config looks in"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"cannot read '{path}': byte {error.start} is not UTF-8; save the file as UTF-8 text"
-        ) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"'{path}'{place} is not YAML: {error.problem or error.context}; mend that line") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"'{path}' is not YAML: {reason}; mend it") from error
+    content = read_yaml(path, "--yaml-config names the file --config looks in")
     if content is not None and not isinstance(content, dict):
         raise UserError(f"'{path}' holds {_kind(content)}, expected sections: a name, a colon, indented options below")
     sections = {str(key): value for key, value in (content or {}).items()}
@@ -183,6 +167,25 @@ def read_section(path: Path, name: str) -> dict[Any, Any]:
             f"'{path}' [{name}] is {_kind(sections[name])}, expected a mapping: 'option: value' on each line"
         )
     return sections[name] or {}
+
+
+def read_yaml(path: Path, remedy: str) -> Any:
+    """Return what a YAML file holds. A mistake is one line naming the file; where it cannot be read, with `remedy`."""
+    try:
+        return yaml.load(path.read_text("utf-8"), Loader=_Loader)  # _Loader is a SafeLoader
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"cannot read '{path}': byte {error.start} is not UTF-8; save the file as UTF-8 text"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"'{path}'{place} is not YAML: {error.problem or error.context}; mend that line") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"'{path}' is not YAML: {reason}; mend it") from error
 
 
 def _kind(value: Any) -> str:

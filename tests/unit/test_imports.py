@@ -22,6 +22,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "backbone": ("backbone", "runtime"),
     "scenarios": ("scenarios", "runtime"),
     "cl_models": ("cl_models", "=buffer", "runtime.registry"),
+    "sweeps": ("sweeps", "report", "runtime"),
     "train": (
         "train",
         "=buffer",
@@ -76,7 +77,7 @@ def test_imports_go_downward_only(file: str) -> None:
     assert not wrong, f"{file} may import {allowed}, of ours, and imports {wrong}"
 
 
-@pytest.mark.parametrize("file", [*sources(), "main.py"])
+@pytest.mark.parametrize("file", [*sources(), "main.py", "sweep.py"])
 def test_only_runtime_dist_imports_a_launcher(file: str) -> None:
     used = {name for name in imported((ROOT / file).read_text()) if name.startswith(LAUNCHERS)}
     assert not used or file.startswith("runtime/dist/"), f"{file} imports {sorted(used)}"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-IN_WHEEL = ("backbone", "buffer", "cl_models", "cpp_loader", "report", "runtime", "scenarios", "train")
+IN_WHEEL = ("backbone", "buffer", "cl_models", "cpp_loader", "report", "runtime", "scenarios", "sweeps", "train")
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 IMPORTS = "import reprise, reprise.buffer, reprise.main, reprise.cpp_loader; print(reprise.cpp_loader.available())"
 ASK = """
@@ -70,9 +70,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert all(name.startswith("reprise/") for name in names)
     top = {name.split("/")[1] for name in names}
-    assert {"__init__.py", "main.py", "config.yaml", *IN_WHEEL} <= top
-    assert top <= {"__init__.py", "main.py", "sweep.py", "config.yaml", "sweep.yaml", *IN_WHEEL}
-    assert {Path(name).suffix for name in names} <= {".py", ".pyi", ".so", ".yaml"}
+    assert {"__init__.py", "main.py", "sweep.py", "config.yaml", "sweep.yaml", *IN_WHEEL} == top
+    assert {Path(name).suffix for name in names} <= {".py", ".pyi", ".so", ".yaml", ".html"}
 
 
 def test_wheel_holds_every_module_of_the_checkout(wheel: Path) -> None:

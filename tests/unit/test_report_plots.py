@@ -126,6 +126,20 @@ def test_timeline_of_many_phases_and_of_none(tmp_path, figures):
     assert (tmp_path / "t0.png").stat().st_size > 0
 
 
+def test_scatter_has_a_readable_panel_for_each_parameter(tmp_path, figures):
+    points = {"lr": [0.001, 0.1], "policy": ["class_balanced", "reservoir"], "n": [3, 9], "momentum": [None, 0.9]}
+    plots.scatter_png(points, [0.5, 0.9], tmp_path / "s.png", "a search")
+    axes = [axis for axis in figures[0].axes if axis.get_xlabel()]
+    assert [axis.get_xlabel() for axis in axes] == list(points)
+    assert [axis.get_xscale() for axis in axes] == ["log", "linear", "linear", "linear"]
+    assert {"class_balanced", "None"} <= {text for text, _ in texts(figures[0])}
+    for axis in axes:
+        assert axis.collections[0].get_offsets()[:, 1].tolist() == [0.5, 0.9]
+    assert_readable(figures[0])
+    plots.scatter_png({}, [0.5], tmp_path / "s.png", "nothing varied")
+    assert figures[1].axes[0].get_xlabel() == "trial"
+
+
 def test_a_picture_that_cannot_be_saved_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "m.png"
     plots.accuracy_matrix_png(made_up(2), path, "x")

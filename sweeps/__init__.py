@@ -1,0 +1,1 @@
+"""Sweeps: many runs of main.py over a space of options. ../sweep.py is the command."""
