@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,7 +129,7 @@ def train(
     from reprise.train.checkpoint import Progress
     from reprise.train.checkpointer import Checkpointer, Every
     from reprise.train.loop import Loop
-    from reprise.train.results import Results, summarise
+    from reprise.train.results import Results, summarise, timeline_of
 
     options, spans = resolved.options, Spans()
     if options.resume and comm.broadcast_object(RunFolder.finished(_run_path(options))):
@@ -178,6 +179,7 @@ def train(
         spans=spans,
         progress=progress,
         means=means,
+        composition=None if buffer is None else lambda: _composition(buffer, comm),
     )
 
     # Nothing is left that could refuse this run: only now may it touch what an earlier one left in the folder.
@@ -185,7 +187,8 @@ def train(
     if shared:
         regroup.report(shared, losses, comm)
     reconstructs = scenario.target_shape is not None
-    results = Results(folder, options.run_name, reconstructs=reconstructs) if folder else None
+    tasks = len(scenario.tasks)
+    results = Results(folder, options.run_name, sink, tasks, reconstructs=reconstructs) if folder else None
     steps, seconds = options.checkpoint_steps_and_seconds
     try:
         with _closed_at_the_end(sink, comm), StopRequest() as stop:
@@ -222,7 +225,7 @@ def train(
             seed=options.seed,
             reconstructs=reconstructs,
         )
-        results.finish(progress, summary, spans)
+        results.finish(progress, summary, timeline_of(spans, buffer))
     if buffer is not None:
         buffer.close()
     return None
@@ -528,6 +531,15 @@ def _stored(options: "Options", scenario: "Scenario") -> "Stored":
     return "views" if config.dtype is None or getattr(torch, config.dtype) == scenario.sample_dtype else "inputs"
 
 
+def _composition(buffer: "RehearsalBuffer", comm: "Communicator") -> dict[int, int]:
+    """Label -> number of samples stored on all ranks. Collective."""
+    buffer.drain()
+    total: Counter[int] = Counter()
+    for own in comm.allgather_object(buffer.class_counts(), name="composition"):
+        total.update(own)
+    return dict(sorted(total.items()))
+
+
 def _strategy(
     options: "Options",
     scenario: "Scenario",
@@ -631,7 +643,7 @@ def _open(
     if options.tensorboard:
         chosen.append(sinks.TensorBoardSink(folder.tensorboard, progress.steps if goes_on else None))
     if options.wandb_project:
-        config = options.model_dump(mode="json")
+        config = options.model_dump(mode="json") | {"environment": environment.describe(comm.size, comm.launcher)}
         chosen.append(sinks.WandbSink(options.wandb_project, options.run_name, config, folder.path, rows))
     return sinks.SinkList(chosen, rows)
 

@@ -8,6 +8,7 @@ joined batches.
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,16 +35,20 @@ class Agem(Rehearsal):
         y = y.to(self.parts.device, non_blocking=True)
         own_loss = partial(self.mean_loss, rows=len(y))
         if not self.rehearses(REPLAY, task):
-            return stepper.minimise(own_loss, self.inputs(kept), y)
+            return stepper.minimise(own_loss, self._transformed(kept), y)
         # Ranks need not have drawn equally much, but must average equally often: a rank without a draw gives zeros.
         old_rows = len(old.y) or math.inf
         old_x, old_y = (old.x, old.y) if len(old.y) else (kept, y)
-        with stepper.averaged(partial(self.mean_loss, rows=old_rows), self.inputs(old_x), old_y):
+        with stepper.averaged(partial(self.mean_loss, rows=old_rows), self._transformed(old_x), old_y):
             reference = self._gradients()
-        with stepper.averaged(own_loss, self.inputs(kept), y) as metrics:
+        with stepper.averaged(own_loss, self._transformed(kept), y) as metrics:
             projected = project(self._gradients(), reference)
             stepper.update()
         return {**metrics, "projected": projected}
+
+    def _transformed(self, kept: Tensor) -> Any:
+        with self.parts.span("transform"):
+            return self.inputs(kept)
 
     def _gradients(self) -> list[Tensor | None]:
         return [parameter.grad for parameter in self.network.parameters()]

@@ -27,5 +27,6 @@ class Er(Rehearsal):
         kept = self.keep(x)
         with self.parts.span("rehearsal"):
             batch = self.join(kept, y, task)
-        loss = partial(self.mean_loss, rows=len(batch.y))
-        return self.parts.stepper.minimise(loss, self.inputs(batch.x), batch.y)
+        with self.parts.span("transform"):
+            inputs = self.inputs(batch.x)
+        return self.parts.stepper.minimise(partial(self.mean_loss, rows=len(batch.y)), inputs, batch.y)

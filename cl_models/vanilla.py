@@ -28,8 +28,10 @@ class Vanilla(ContinualModel):
             self.network.load_state_dict(self._initial)
 
     def observe(self, x: Any, y: Tensor, task: int | None) -> Metrics:
-        x, y = x.to(self.parts.device, non_blocking=True), y.to(self.parts.device, non_blocking=True)
-        return self.parts.stepper.minimise(partial(self.mean_loss, rows=len(y)), self.training_inputs(x), y)
+        with self.parts.span("transform"):
+            x = self.training_inputs(x.to(self.parts.device, non_blocking=True))
+            y = y.to(self.parts.device, non_blocking=True)
+        return self.parts.stepper.minimise(partial(self.mean_loss, rows=len(y)), x, y)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "initial": self._initial}

@@ -61,6 +61,22 @@ def error_increase(matrix: ArrayLike) -> float:
     return forgetting(-np.asarray(matrix, dtype=np.float64))
 
 
+def of_accuracies(matrix: ArrayLike, untrained: ArrayLike) -> dict[str, float]:
+    """Every measure of a classifier under its name in summary.json. untrained: b of forward_transfer."""
+    return {
+        "average_accuracy": average_accuracy(matrix),
+        "average_incremental_accuracy": average_incremental_accuracy(matrix),
+        "forgetting": forgetting(matrix),
+        "backward_transfer": backward_transfer(matrix),
+        "forward_transfer": forward_transfer(matrix, untrained),
+    }
+
+
+def of_errors(matrix: ArrayLike) -> dict[str, float]:
+    """Every measure of a reconstruction under its name in summary.json."""
+    return {"average_error": average_error(matrix), "error_increase": error_increase(matrix)}
+
+
 def average_of_seen(matrix: ArrayLike) -> NDArray[np.float64]:
     """mean_{j<=i} R[i, j] for every row i, shape (n,): the accuracy over the tasks seen so far. n <= T rows do."""
     rows = _checked(matrix)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _GREY = "#BBBBBB"
+ENGINE = "engine/"  # begins the parts that are the buffer's work beside the step, not within it
 _NUMBERS_UP_TO = 20  # tasks; above that a number in a cell is too small to read
 
 
@@ -131,9 +132,11 @@ def timeline_png(spans: Mapping[str, Mapping[str, float]], path: str | Path, tit
     """Draw where a step's time went, from Spans.stats(): the mean step as one stacked bar, below it p50 and p95.
 
     The phases follow each other within a step and are given in that order; `whole`, where present, is the whole step,
-    and what the phases leave of it is drawn as "other". Times are milliseconds on this rank's host.
+    and what the phases leave of it is drawn as "other". The buffer's own work (ENGINE) is beside the step: it is below
+    only. Times are milliseconds on this rank's host.
     """
-    phases = {name: stats for name, stats in spans.items() if name != whole}
+    phases = {name: stats for name, stats in spans.items() if name != whole and not name.startswith(ENGINE)}
+    engine = {name: stats for name, stats in spans.items() if name.startswith(ENGINE)}
     steps = spans[whole]["count"] if whole in spans else max((entry["count"] for entry in phases.values()), default=0)
     if steps == 0:
         phases = {}
@@ -143,8 +146,9 @@ def timeline_png(spans: Mapping[str, Mapping[str, float]], path: str | Path, tit
         means["other"], colours["other"] = other, _GREY
     total = sum(means.values())
 
-    figure = _figure(8.6, 2.3 + 0.34 * (len(phases) + 1), title)
-    top, bottom = figure.subplots(2, 1, height_ratios=[1, 0.5 + 0.42 * (len(phases) + 1)])
+    lines = len(phases) + 1 + len(engine)
+    figure = _figure(8.6, 2.3 + 0.34 * lines, title)
+    top, bottom = figure.subplots(2, 1, height_ratios=[1, 0.5 + 0.42 * lines])
     left = 0.0
     for k, (name, mean) in enumerate(means.items()):
         hatch = "///" if len(_OKABE_ITO) <= k and name != "other" else None
@@ -163,6 +167,7 @@ def timeline_png(spans: Mapping[str, Mapping[str, float]], path: str | Path, tit
     shown = dict(phases)
     if whole in spans and phases:
         shown[f"whole {whole}"] = spans[whole]
+    shown |= engine
     for k, (name, entry) in enumerate(shown.items()):
         colour = colours.get(name, "#444444")
         hatch = "///" if len(_OKABE_ITO) <= k < len(phases) else None

@@ -8,7 +8,7 @@ import csv
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike
 from reprise.report import sinks, summary_schema
 from reprise.runtime.errors import UserError
 from reprise.runtime.files import atomic_write, disk_errors
+
+TIMELINE_FILE = "timeline.json"
 
 
 class RunFolder:
@@ -56,7 +58,7 @@ class RunFolder:
         checkpoints/old-<n>. Returns how many metrics there are.
         """
         with disk_errors("clear", self.path):
-            for name in (summary_schema.FILE_NAME, self.timeline_png.name):
+            for name in (summary_schema.FILE_NAME, self.timeline_png.name, TIMELINE_FILE):
                 (self.path / name).unlink(missing_ok=True)
             for partial in self.checkpoints.glob(".*.partial"):
                 shutil.rmtree(partial)
@@ -149,6 +151,12 @@ class RunFolder:
             table.writerow(["trained_task", *(f"task_{j}" for j in range(rows.shape[1]))])
             table.writerows([i, *row] for i, row in enumerate(rows.tolist()))
 
+    def write_timeline(self, spans: Mapping[str, Mapping[str, float]]) -> None:
+        """Write timeline.json: the parts of a step as Spans.stats() gives them, `engine/` before the buffer's own."""
+        with atomic_write(self.path / TIMELINE_FILE) as stream:
+            json.dump(spans, stream, indent=2)
+            stream.write("\n")
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, last of all: its presence means that the run has finished. ValueError if incomplete."""
         summary_schema.check(summary)
@@ -177,6 +185,7 @@ _WRITTEN_BY_A_RUN = (
     "error_matrix.png",
     "curves.png",
     "timeline.png",
+    TIMELINE_FILE,
     summary_schema.FILE_NAME,
     "tensorboard/events.out.tfevents.*",
 )

@@ -37,10 +37,13 @@ class MetricRow:
 
 
 class Sink(Protocol):
-    """Somewhere rows go. Called from one thread."""
+    """Somewhere rows and pictures go. Called from one thread."""
 
     def log(self, row: MetricRow) -> None:
         """Take one row."""
+
+    def picture(self, path: Path, step: int) -> None:
+        """Take a PNG file as it is now, under the file's name."""
 
     def close(self) -> None:
         """Write what is pending; calling it twice is fine."""
@@ -59,11 +62,27 @@ class SinkList:
         for sink in self._sinks:
             sink.log(row)
 
+    def picture(self, path: Path, step: int) -> None:
+        """Take one picture."""
+        for sink in self._sinks:
+            sink.picture(path, step)
+
     def close(self) -> None:
         """Close every sink, also when closing one of them fails; then raise that failure."""
         with ExitStack() as stack:
             for sink in reversed(self._sinks):
                 stack.callback(sink.close)
+
+
+def chart_of(row: MetricRow) -> str | None:
+    """The chart that a row belongs to where there are charts: `train/loss`, `eval/accuracy/task_3`, `cl/forgetting`.
+
+    None for what makes no chart: how many samples of each of perhaps thousands of classes are stored.
+    """
+    if row.metric.startswith("stored/"):
+        return None
+    split, _, task = row.split.rpartition("_task_")
+    return f"eval/{row.metric}/task_{task}" if split == "test" else f"{row.split}/{row.metric}"
 
 
 class CsvSink:
@@ -85,6 +104,9 @@ class CsvSink:
         csv.writer(line, lineterminator="").writerow(astuple(row))
         self._file.append(line.getvalue())
 
+    def picture(self, path: Path, step: int) -> None:
+        """Nothing: it lies beside this file."""
+
     def close(self) -> None:
         """Close the file; UserError when the disk has refused some of it to the end."""
         self._file.close()
@@ -102,6 +124,9 @@ class JsonlSink:
         if not math.isfinite(row.value):
             entry["value"] = None  # JSON has no NaN; readers such as jq stop at one
         self._file.append(json.dumps(entry))
+
+    def picture(self, path: Path, step: int) -> None:
+        """Nothing: it lies beside this file."""
 
     def close(self) -> None:
         """Close the file; UserError when the disk has refused some of it to the end."""
@@ -125,7 +150,7 @@ def keep_rows(rows: int, metrics_csv: Path, metrics_jsonl: Path) -> int:
 
 
 class TensorBoardSink:
-    """Scalars `split/metric` over steps, as event files in `folder`.
+    """Charts over steps, and pictures, as event files in `folder`.
 
     after: the step that a run goes on from; TensorBoard forgets what an earlier process logged of later ones.
     """
@@ -140,7 +165,14 @@ class TensorBoardSink:
 
     def log(self, row: MetricRow) -> None:
         """Add one scalar."""
-        self._writer.add_scalar(f"{row.split}/{row.metric}", row.value, row.step)
+        if chart := chart_of(row):
+            self._writer.add_scalar(chart, row.value, row.step)
+
+    def picture(self, path: Path, step: int) -> None:
+        """Add one image."""
+        from matplotlib.image import imread
+
+        self._writer.add_image(path.stem, imread(path), step, dataformats="HWC")
 
     def close(self) -> None:
         """Write the pending events and close the file."""
@@ -148,7 +180,7 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Scalars `split/metric` over `step` in Weights & Biases.
+    """Charts over `step`, and pictures, in Weights & Biases.
 
     Offline unless WANDB_API_KEY or WANDB_MODE says otherwise; `folder` then keeps what `wandb sync` uploads.
     A failure of the service is logged once and ends this sink, never the training. A run that goes on is the same run
@@ -183,13 +215,25 @@ class WandbSink:
     def log(self, row: MetricRow) -> None:
         """Hand over one row; does nothing after a failure."""
         number, self._row = self._row, self._row + 1
-        if self._run is None or number < self._known:
+        chart = chart_of(row)
+        if self._run is None or number < self._known or chart is None:
             return
-        values = {f"{row.split}/{row.metric}": row.value, "task": row.task, "epoch": row.epoch, "step": row.step}
+        values = {chart: row.value, "task": row.task, "epoch": row.epoch, "step": row.step}
         try:
             self._run.log(values, step=number)
         except Exception as error:
             self._give_up("log", error)
+
+    def picture(self, path: Path, step: int) -> None:
+        """Hand over one picture; does nothing after a failure."""
+        if self._run is None or self._row < self._known:
+            return
+        try:
+            import wandb
+
+            self._run.log({path.stem: wandb.Image(str(path)), "step": step}, step=self._row)
+        except Exception as error:
+            self._give_up("take a picture", error)
 
     def close(self) -> None:
         """Finish the run; does nothing after a failure."""

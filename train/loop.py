@@ -4,7 +4,8 @@ A training step is three lines in `_train_epoch`: set the learning rate, load a 
 """
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from reprise.cl_models.base import ContinualModel
+from reprise.report.matrix import average_accuracy, of_accuracies, of_errors
 from reprise.report.progress import EpochProgress
 from reprise.report.sinks import MetricRow, SinkList
 from reprise.runtime.dist import Communicator
@@ -47,7 +49,7 @@ class Settings:
 
 class Loop:
     """Trains a strategy on a scenario. regime_for: task -> its optimiser regime. progress: how far the run is already;
-    means: of this rank in the epoch under way.
+    means: of this rank in the epoch under way. composition: collective, label -> samples stored on all ranks.
 
     Making it raises SharedUserError when a task has too few samples for the batch size.
     """
@@ -64,6 +66,7 @@ class Loop:
         spans: Spans,
         progress: Progress,
         means: dict[str, Any],
+        composition: Callable[[], Mapping[int, int]] | None,
     ) -> None:
         self.strategy = strategy
         self.scenario = scenario
@@ -73,6 +76,7 @@ class Loop:
         self.progress = progress
         self.updates = 0  # steps whose update this rank has taken
         self._means = means
+        self._composition = composition
         self._regime_for = regime_for
         self._spans = spans
         self._samplers = [self._sampler(task) for task in scenario.tasks]
@@ -146,13 +150,15 @@ class Loop:
                         metrics = self.strategy.observe(x, y, told)
                     self.updates += 1
                     mean.add(metrics)
-                    if self.comm.rank or ((step + 1) % self.settings.log_interval and step + 1 < len(sampler)):
+                    done = self.progress.steps + step + 1
+                    if done % self.settings.log_interval and step + 1 < len(sampler):
                         bar.update(step + 1)
                     else:
+                        self._log_step(task.index, epoch, done, metrics)
                         rate = images * self.comm.size / (perf_counter() - started)
-                        bar.update(step + 1, mean.floats()["loss"], rate)
+                        bar.update(step + 1, mean.floats()["loss"] if self.comm.rank == 0 else None, rate)
                     here = partial(self._so_far, step + 1, images, started)
-                    self._checkpointer.after_step(self.progress.steps + step + 1, here, mean.state)
+                    self._checkpointer.after_step(done, here, mean.state)
         except (PeerLost, RanksChanged):
             # A step that has begun counts: its samples may be stored already.
             self.progress = self._so_far(step + 1, images, started)
@@ -160,6 +166,16 @@ class Loop:
         self.progress = replace(self._so_far(len(sampler), images, started), epoch=epoch + 1, samples=0)
         speed = images * self.comm.size / (perf_counter() - started) if images else None
         self._end_epoch(task.index, epoch, speed, mean)
+
+    def _log_step(self, task: int, epoch: int, steps: int, metrics: dict[str, torch.Tensor]) -> None:
+        """Log a step's loss and learning rate. Every rank counts the rows; only rank 0's are written, so only it waits
+        for the device.
+        """
+        loss = float(metrics["loss"]) if self.comm.rank == 0 else math.nan
+        rows = {"step_loss": loss, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
+        for name, value in rows.items():
+            self._sink.log(MetricRow(task, epoch, steps, "train", name, value))
+        self.progress = replace(self.progress, rows=self._sink.rows)
 
     def _so_far(self, steps: int, images: int, started: float) -> Progress:
         """How far the run is after so many steps and, on each rank, images of the epoch since it began or went on."""
@@ -243,6 +259,23 @@ class Loop:
         for name in (*names, "loss", "samples"):
             for index, value in enumerate(getattr(scores, name)):
                 self._log(task, epoch, f"test_task_{index}", names.get(name, name), float(value))
+        for name, value in self._measures(task).items():
+            self._log(task, epoch, "cl", name, value)
+        if self._composition:
+            stored = self._composition()
+            self._log(task, epoch, "buffer", "samples_stored", float(sum(stored.values())))
+            for label, count in stored.items():
+                self._log(task, epoch, "buffer", f"stored/class_{label}", float(count))
+
+    def _measures(self, task: int) -> dict[str, float]:
+        """What summary.json would say of the tasks seen so far."""
+        seen = np.array(self.progress.class_il)[:, : task + 1]
+        if self.scenario.target_shape is not None:
+            return of_errors(seen)
+        values = of_accuracies(seen, self.progress.untrained[: task + 1])
+        if self.progress.task_il:
+            values["average_accuracy_task_il"] = average_accuracy(np.array(self.progress.task_il)[:, : task + 1])
+        return values
 
     def _log(self, task: int, epoch: int, split: str, metric: str, value: float) -> None:
         self._sink.log(MetricRow(task, epoch, self.progress.steps, split, metric, value))

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from reprise.buffer import RehearsalBuffer
-from reprise.report import matrix, plots
+from reprise.report import matrix, plots, summary_schema
 from reprise.report.run_folder import RunFolder
+from reprise.report.sinks import Sink
 from reprise.report.summary import print_summary
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
@@ -24,16 +25,22 @@ _DRAW_EVERY_S = 30.0  # drawing takes the better part of a second, during which 
 
 
 class Results:
-    """Writes into `folder`. title: what the pictures are headed with. reconstructs: R holds errors, not accuracies."""
+    """Writes into `folder`. title: what the pictures are headed with. reconstructs: R holds errors, not accuracies.
 
-    def __init__(self, folder: RunFolder, title: str, *, reconstructs: bool = False) -> None:
+    sink: also gets the pictures. tasks: of the whole run, after the last of which everything is drawn.
+    """
+
+    def __init__(self, folder: RunFolder, title: str, sink: Sink, tasks: int, *, reconstructs: bool = False) -> None:
         self.folder = folder
+        self._sink = sink
+        self._tasks = tasks
+        self._rows_drawn = 0
         self.reconstructs = reconstructs
         self.title = title
         self._drawn = monotonic()
 
     def after_task(self, progress: Progress) -> None:
-        """Rewrite the matrices so far; their pictures too, where tasks take long enough to want to see them.
+        """Rewrite the matrices so far; their pictures too where tasks take long, and after the last.
 
         A disk that refuses costs the run nothing but these: the next task's rows hold all before them.
         """
@@ -49,7 +56,7 @@ class Results:
             self.folder.write_accuracy_matrix(progress.class_il)
         if progress.task_il:
             self.folder.write_accuracy_matrix(progress.task_il, task_il=True)
-        if monotonic() - self._drawn > _DRAW_EVERY_S:
+        if monotonic() - self._drawn > _DRAW_EVERY_S or len(progress.class_il) == self._tasks:
             self._draw(progress)
 
     def _draw(self, progress: Progress) -> None:
@@ -58,19 +65,25 @@ class Results:
         matrix_png = self.folder.error_matrix_png if errors else self.folder.matrix_png
         plots.accuracy_matrix_png(progress.class_il, matrix_png, self.title, known, errors=errors)
         plots.curves_png(progress.class_il, self.folder.curves_png, self.title, known, errors=errors)
-        self._drawn = monotonic()
+        for picture in (matrix_png, self.folder.curves_png):
+            self._sink.picture(picture, progress.steps)
+        self._drawn, self._rows_drawn = monotonic(), len(progress.class_il)
 
-    def finish(self, progress: Progress, summary: dict[str, Any], spans: Spans) -> None:
-        """Write summary.json, draw everything, print it. A picture that cannot be drawn does not end the run."""
+    def finish(self, progress: Progress, summary: dict[str, Any], timeline: dict[str, dict[str, float]]) -> None:
+        """Write summary.json, draw everything, print it. A picture that cannot be drawn does not end the run.
+
+        timeline: as `RunFolder.write_timeline` takes it.
+        """
         evaluated = bool(progress.class_il)
         if evaluated:
             self._write(progress)
         self.folder.write_summary(summary)
         try:
-            if evaluated:
+            if self._rows_drawn < len(progress.class_il):
                 self._draw(progress)
-            if spans.stats():
-                plots.timeline_png(spans.stats(), self.folder.timeline_png, self.title)
+            if timeline:
+                self.folder.write_timeline(timeline)
+                plots.timeline_png(timeline, self.folder.timeline_png, self.title)
         except UserError as error:
             logger.error("%s", error)
         print_summary(
@@ -96,19 +109,15 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of summary.json. samples_stored: on all ranks. Times are this rank's, of the present session."""
     measured = np.array(progress.class_il) if progress.class_il else None
-    rows, errors = (None, measured) if reconstructs else (measured, None)
-    known = np.array(progress.task_il) if progress.task_il else None
+    values: dict[str, float] = {}
+    if measured is not None:
+        values = matrix.of_errors(measured) if reconstructs else matrix.of_accuracies(measured, progress.untrained)
+    if progress.task_il:
+        values["average_accuracy_task_il"] = matrix.average_accuracy(progress.task_il)
     timings = spans.stats()
     step, wait = timings.get("step"), timings.get("rehearsal")
     return {
-        "average_accuracy": matrix.average_accuracy(rows) if rows is not None else None,
-        "average_incremental_accuracy": matrix.average_incremental_accuracy(rows) if rows is not None else None,
-        "forgetting": matrix.forgetting(rows) if rows is not None else None,
-        "backward_transfer": matrix.backward_transfer(rows) if rows is not None else None,
-        "forward_transfer": matrix.forward_transfer(rows, progress.untrained) if rows is not None else None,
-        "average_accuracy_task_il": matrix.average_accuracy(known) if known is not None else None,
-        "average_error": matrix.average_error(errors) if errors is not None else None,
-        "error_increase": matrix.error_increase(errors) if errors is not None else None,
+        **{key: values.get(key) for key in (*summary_schema.ACCURACIES, *summary_schema.ERRORS)},
         "tasks": progress.tasks_done,
         "seed": seed,
         "world_size": comm.size,
@@ -124,6 +133,15 @@ def summarise(
         "buffer_bytes_per_rank": buffer.bytes_per_rank if buffer is not None else 0,
         "samples_stored": samples_stored,
     }
+
+
+def timeline_of(spans: Spans, buffer: RehearsalBuffer | None) -> dict[str, dict[str, float]]:
+    """Where this rank's time went: the parts of a step, in their order, then the engine's work beside it."""
+    parts = spans.stats()
+    if parts and buffer is not None:
+        engine = buffer.timings()
+        parts |= {f"{plots.ENGINE}{name}": engine[name] for name in ("insert", "plan", "fetch") if name in engine}
+    return parts
 
 
 def _percentiles(span: dict[str, float] | None) -> dict[str, float]:

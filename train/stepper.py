@@ -4,7 +4,7 @@ Knows about mixed precision, accumulation and the data-parallel engine, so that 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -84,8 +84,11 @@ class Stepper:
             for name, metric in metrics.items():
                 totals[name] = totals.get(name, 0) + metric * weight
         # Horovod averages in hooks that averaged_gradients waits for: unscaling must come after that.
-        with self._span("optimiser"), self._comm.averaged_gradients(self.optimizer):
-            yield totals
+        with ExitStack() as averaged:
+            with self._span("allreduce"):
+                averaged.enter_context(self._comm.averaged_gradients(self.optimizer))
+            with self._span("optimiser"):
+                yield totals
 
     def update(self) -> None:
         """Inside `averaged`: unscale the gradients and step with them, unless one of them overflowed."""

@@ -1,6 +1,7 @@
 """Whole runs on the handwritten digits, in this process: what they write, that they repeat, resume, replay rightly."""
 
 import csv
+import json
 import subprocess
 import sys
 import time
@@ -189,6 +190,48 @@ def test_a_long_epoch_on_the_cpu_is_timed_from_its_first_step_on(tmp_path):
         steps = [int(row["step"]) for row in csv.DictReader(stream) if row["split"] == "train"]
     assert steps[-1] == 169, "1347 digits in batches of 8"
     assert 0 < summary(folder)["step_ms"]["p50"] <= summary(folder)["step_ms"]["p95"]
+
+
+def test_metrics_tell_a_runs_whole_story(tmp_path):
+    """Loss and learning rate at every log interval; after each task the measures so far, and what is stored."""
+    folder = run(tmp_path, "told", *FIVE_TASKS, *ER, "--epochs", "1", "--log-interval", "4")
+    with open(folder / "metrics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+
+    def values(split: str, metric: str) -> list[float]:
+        return [float(row["value"]) for row in rows if (row["split"], row["metric"]) == (split, metric)]
+
+    steps = [int(row["step"]) for row in rows if row["metric"] == "step_loss"]
+    ends = [int(row["step"]) for row in rows if row["metric"] == "images_per_second"]
+    assert steps == sorted({*range(4, ends[-1] + 1, 4), *ends})
+    assert len(values("train", "learning_rate")) == len(steps)
+    assert np.isfinite(values("train", "step_loss")).all()
+    learnt, r = summary(folder), matrix(folder)
+    for name in ("average_accuracy", "average_incremental_accuracy", "forgetting", "average_accuracy_task_il"):
+        assert len(values("cl", name)) == 5
+        assert values("cl", name)[-1] == learnt[name]
+    assert values("cl", "average_accuracy") == pytest.approx([r[i, : i + 1].mean() for i in range(5)])
+    stored = values("buffer", "samples_stored")
+    assert stored == sorted(stored)
+    assert stored[-1] == learnt["samples_stored"]
+    for task in range(5):
+        composition = {
+            row["metric"]: float(row["value"])
+            for row in rows
+            if row["metric"].startswith("stored/class_") and int(row["task"]) == task
+        }
+        assert composition.keys() == {f"stored/class_{label}" for label in range(2 * task + 2)}
+        assert sum(composition.values()) == stored[task]
+
+
+def test_the_timeline_accounts_for_the_step(tmp_path):
+    folder = run(tmp_path, "timed", *FIVE_TASKS, *ER, "--epochs", "1")
+    timeline = json.loads((folder / "timeline.json").read_text())
+    parts = {name: stats for name, stats in timeline.items() if "/" not in name and name != "step"}
+    assert list(parts) == ["load", "rehearsal", "transform", "forward", "backward", "allreduce", "optimiser"]
+    assert sum(stats["total_ms"] for stats in parts.values()) <= timeline["step"]["total_ms"]
+    assert {stats["count"] for stats in parts.values()} == {timeline["step"]["count"]}
+    assert {name for name in timeline if "/" in name} == {"engine/insert", "engine/plan", "engine/fetch"}
 
 
 def test_metrics_cost_no_collective_per_step(tmp_path, monkeypatch):

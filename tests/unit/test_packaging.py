@@ -79,6 +79,10 @@ def test_wheel_holds_every_module_of_the_checkout(wheel: Path) -> None:
     assert here <= set(zipfile.ZipFile(wheel).namelist())
 
 
+def test_wheel_holds_the_files_that_modules_read(wheel: Path) -> None:
+    assert {"reprise/report/page.html", "reprise/config.yaml"} <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_wheel_imports_with_its_engine_from_another_folder(wheel: Path, tmp_path: Path) -> None:
     assert run_installed(wheel, tmp_path, IMPORTS)[0] == "True"
 

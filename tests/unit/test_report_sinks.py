@@ -9,10 +9,14 @@ import sys
 import types
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from reprise.report.sinks import CsvSink, JsonlSink, MetricRow, SinkList, TensorBoardSink, WandbSink
+from reprise.report.plots import accuracy_matrix_png
+from reprise.report.sinks import CsvSink, JsonlSink, MetricRow, SinkList, TensorBoardSink, WandbSink, chart_of
 from reprise.runtime.errors import UserError
 
 ROW = MetricRow(task=1, epoch=0, step=30, split="test", metric="accuracy_task_0", value=0.1 + 0.2)
@@ -166,6 +170,40 @@ def test_tensorboard_holds_the_scalars(tmp_path):
     assert [(event.step, event.value) for event in events] == [(30, pytest.approx(0.3))]
 
 
+@pytest.mark.parametrize(
+    ("split", "metric", "chart"),
+    [
+        ("train", "loss", "train/loss"),
+        ("test_task_3", "accuracy", "eval/accuracy/task_3"),
+        ("test_task_12", "absolute_error", "eval/absolute_error/task_12"),
+        ("cl", "forgetting", "cl/forgetting"),
+        ("buffer", "samples_stored", "buffer/samples_stored"),
+        ("buffer", "stored/class_7", None),
+    ],
+)
+def test_charts_have_stable_names(split, metric, chart):
+    assert chart_of(replace(ROW, split=split, metric=metric)) == chart
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "accuracy_matrix.png"
+    accuracy_matrix_png(np.eye(2), path, "x")
+    return path
+
+
+def test_tensorboard_holds_the_pictures(tmp_path, picture):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sink = TensorBoardSink(tmp_path)
+    sink.picture(picture, 30)
+    sink.close()
+    (image,) = EventAccumulator(str(tmp_path)).Reload().Images("accuracy_matrix")
+    with Image.open(picture) as drawn:
+        assert (image.step, image.width, image.height) == (30, *drawn.size)
+
+
 def test_tensorboard_forgets_what_a_resumed_run_logs_again(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -213,6 +251,9 @@ class FakeWandb(types.ModuleType):
         self._call("init")
         return self
 
+    def Image(self, path):  # noqa: N802, the service's name
+        self._call("picture")
+
     def define_metric(self, *_, **__):
         self._call("define_metric")
 
@@ -234,6 +275,35 @@ def test_wandb_gets_the_metrics_of_a_run(tmp_path, monkeypatch):
     assert fake.rows == [{"test/accuracy_task_0": ROW.value, "task": 1, "epoch": 0, "step": 30}]
     assert fake.options["config"] == {"lr": 0.1}
     assert fake.calls == ["init", "define_metric", "log", "finish"]
+
+
+def test_wandb_gets_the_pictures(tmp_path, monkeypatch, picture):
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    monkeypatch.setattr(fake, "Image", Path)
+    sink = WandbSink("project", "run", {}, tmp_path)
+    sink.log(ROW)
+    sink.picture(picture, 30)
+    sink.close()
+    assert fake.rows[1] == {"accuracy_matrix": picture, "step": 30}
+    assert fake.numbers == [0, 1]
+
+
+def test_wandb_itself_keeps_a_run_offline(tmp_path, monkeypatch, picture):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    sink = WandbSink("project", "run", {"lr": 0.125}, tmp_path)
+    sink.log(replace(ROW, split="cl", metric="forgetting"))
+    sink.log(replace(ROW, split="buffer", metric="stored/class_7"))
+    sink.picture(picture, 30)
+    sink.close()
+    (kept,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = kept.read_bytes()
+    for text in (b"cl/forgetting", b"0.125", b"accuracy_matrix"):
+        assert text in content
+    assert b"stored/class_7" not in content
+    assert list(kept.parent.rglob("*.png"))
 
 
 def test_wandb_gets_no_row_twice_when_a_run_goes_on(tmp_path, monkeypatch):
@@ -266,14 +336,15 @@ def test_wandb_is_offline_unless_the_environment_says_otherwise(tmp_path, monkey
     assert fake.options["mode"] == mode
 
 
-@pytest.mark.parametrize("fails_at", ["init", "define_metric", "log", "finish"])
-def test_a_failing_wandb_is_named_once_and_stops_nothing(tmp_path, monkeypatch, caplog, fails_at):
+@pytest.mark.parametrize("fails_at", ["init", "define_metric", "log", "picture", "finish"])
+def test_a_failing_wandb_is_named_once_and_stops_nothing(tmp_path, monkeypatch, caplog, picture, fails_at):
     """rehearsal.md 1.4 and anchors.md A.3-7: a failing W&B must neither be silent nor move the other results."""
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(fails_at))
     with caplog.at_level(logging.WARNING, "reprise"):
         sinks = SinkList([WandbSink("project", "run", {}, tmp_path), CsvSink(tmp_path / "metrics.csv")])
         for _ in range(3):
             sinks.log(ROW)
+            sinks.picture(picture, 30)
         sinks.close()
     assert [record.getMessage() for record in caplog.records].count(caplog.records[0].getMessage()) == 1
     assert len(caplog.records) == 1

@@ -126,9 +126,10 @@ def test_many_runs_go_into_several_tables_within_the_width(tmp_path, capsys, mon
     monkeypatch.setenv("COLUMNS", "60")
     runs = [write_run(tmp_path / f"quite_a_long_run_name_number_{k}") for k in range(7)]
     assert command.main(runs) == 0
-    out = capsys.readouterr().out
-    assert max(len(line) for line in out.splitlines()) <= 60
-    assert sum(line.split().count("Er") for line in out.splitlines()) == 7
+    *lines, page = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= 60
+    assert sum(line.split().count("Er") for line in lines) == 7
+    assert page.endswith(str(tmp_path / "report.html"))  # a path stays whole, to be clicked on
 
 
 @pytest.mark.parametrize(
