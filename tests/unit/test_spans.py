@@ -34,10 +34,27 @@ def test_memory_does_not_grow_with_the_number_of_spans():
     random = np.random.default_rng(2)
     for ns in random.integers(1, 2**62, 3000, dtype=np.int64):
         spans.add("step", int(ns) >> int(random.integers(0, 62)))
-    before = len(spans._series["step"].buckets)
+    assert spans.stats()["step"]["count"] == 3000
+    series = spans._series["step"]
+    before = len(series.buckets)
+    most = 0
     for _ in range(20_000):
         spans.add("step", 123_456)
-    assert len(spans._series["step"].buckets) <= before + 1 <= 1200
+        most = max(most, len(series.pending))
+    for _ in range(20_000):
+        with spans.span("step"):
+            most = max(most, len(series.pending))
+    assert most <= 4096
+    assert spans.stats()["step"]["count"] == 43_000
+    assert len(series.buckets) <= 1200
+    assert before <= 1200
+
+
+def test_a_span_that_has_not_ended_is_not_there():
+    spans = Spans()
+    with spans.span("step"):
+        assert spans.stats() == {}
+    assert list(spans.stats()) == ["step"]
 
 
 def test_a_span_measures_its_block_also_nested_and_when_it_raises(monkeypatch):
