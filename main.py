@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from reprise.runtime.config import Resolved
     from reprise.runtime.dist import Communicator
     from reprise.runtime.spans import Spans
+    from reprise.runtime.stop import StopRequest
     from reprise.scenarios import Scenario
     from reprise.train.checkpoint import Checkpoint, Progress
     from reprise.train.loop import Settings
@@ -53,11 +54,17 @@ DOWNLOAD_S = 3600.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. When other ranks may be waiting, the process ends here instead."""
+    from reprise.runtime.stop import StopRequest
+
+    with StopRequest() as stop:  # before anything that takes time: a scheduler does not wait for the start of all ranks
+        return _run(list(sys.argv[1:] if argv is None else argv), stop)
+
+
+def _run(arguments: list[str], stop: "StopRequest") -> int:
     from reprise.runtime import log
     from reprise.runtime.dist import launcher, regroup
     from reprise.runtime.stop import REQUEUE, StoppedError
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
     speaks = True
     try:
         # Every rank reads the same options: their mistakes are said once.
@@ -76,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         carried = None
         while True:
             try:
-                carried = train(resolved, comm, ["main.py", *arguments], carried)
+                carried = train(resolved, comm, ["main.py", *arguments], stop, carried)
                 if carried is None:
                     break
             except PeerLost:
@@ -111,7 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(
-    resolved: "Resolved[Options]", comm: "Communicator", command: list[str], carried: "Carried | None" = None
+    resolved: "Resolved[Options]",
+    comm: "Communicator",
+    command: list[str],
+    stop: "StopRequest",
+    carried: "Carried | None" = None,
 ) -> "Carried | None":
     """Build the parts of a run, train, and write its results. Collective.
 
@@ -124,7 +135,7 @@ def train(
     from reprise.report.run_folder import RunFolder
     from reprise.runtime import seeds
     from reprise.runtime.spans import Spans
-    from reprise.runtime.stop import StoppedError, StopRequest
+    from reprise.runtime.stop import StoppedError
     from reprise.train import checkpoint, regroup
     from reprise.train.checkpoint import Progress
     from reprise.train.checkpointer import Checkpointer, Every
@@ -191,7 +202,7 @@ def train(
     results = Results(folder, options.run_name, sink, tasks, reconstructs=reconstructs) if folder else None
     steps, seconds = options.checkpoint_steps_and_seconds
     try:
-        with _closed_at_the_end(sink, comm), StopRequest() as stop:
+        with _closed_at_the_end(sink, comm):
             checkpointer = Checkpointer(
                 _run_path(options) / "checkpoints",
                 strategy,

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import re
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from reprise.main import main
 from reprise.report import time_curve
 from reprise.report.summary_schema import KEYS
 from reprise.runtime.dist import Communicator
+from reprise.runtime.stop import REQUEUE
 from reprise.scenarios.task import ArrayDataset
 
 
@@ -271,6 +275,23 @@ def test_a_terminated_run_takes_no_other_process_with_it(tmp_path):
         bystander.kill()
         training.wait()
         bystander.wait()
+
+
+def test_a_signal_that_comes_while_it_starts_is_not_lost(tmp_path):
+    """A scheduler gives notice when it wants to, and the imports alone take seconds."""
+    arguments = [*DIGITS, "--results-dir", str(tmp_path), "--save-dir", "run"]
+    command = [sys.executable, "-m", "reprise.main", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as training:
+        deadline = time.monotonic() + 60
+        while "libtorch" not in Path(f"/proc/{training.pid}/maps").read_text():
+            assert time.monotonic() < deadline, "the run did not start"
+            time.sleep(0.01)
+        assert not (tmp_path / "run").exists()
+        training.send_signal(signal.SIGUSR1)
+        said = training.communicate(timeout=120)[1]
+    assert training.returncode == REQUEUE, said
+    assert re.search(r"stopped by SIGUSR1 after step [01];", said)
+    assert list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
 
 def test_any_other_network_of_timm_trains(tmp_path):
