@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -52,8 +53,8 @@ class RunContents:
 
 def read(folder: Path, name: str) -> RunContents:
     """Read a run's folder. UserError of one line that names the file when one is damaged, or it is no run's folder."""
-    running = (folder / "config.yaml").is_file() and not RunFolder.finished(folder)
-    errors = (folder / "error_matrix.csv").is_file()
+    running = os.path.isfile(folder / "config.yaml") and not RunFolder.finished(folder)
+    errors = os.path.isfile(folder / "error_matrix.csv")
     return RunContents(
         name=name,
         folder=folder,

@@ -6,6 +6,7 @@ pictures are drawn by plots.py, checkpoints are train's. The paths of all of the
 
 import csv
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -32,9 +33,9 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"cannot use '{self.path}' as a run's folder: it is a file; choose another --save-dir")
         with disk_errors("create the run's folder", self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"cannot use '{self.path}' as a run's folder: it is a file; choose another --save-dir")
             self.path.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path / ".writable") as probe:
             probe.write("a full disk shows only when bytes are written\n")
@@ -75,7 +76,7 @@ class RunFolder:
     @staticmethod
     def finished(path: Path) -> bool:
         """Whether the run of the folder `path` came to its end."""
-        return (path / summary_schema.FILE_NAME).is_file()
+        return os.path.isfile(path / summary_schema.FILE_NAME)  # False, too, for what cannot be a name
 
     @property
     def log(self) -> Path:

@@ -1,6 +1,7 @@
 """What a finished run had learnt after how much training time, read back from its folder. Drawn by plots.py."""
 
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class TimeCurve:
 
 def read(run_folder: Path) -> TimeCurve:
     """The curve of a run; UserError when its files are missing, unreadable, or of a run that evaluated nothing."""
-    errors = (run_folder / "error_matrix.csv").exists()
+    errors = os.path.isfile(run_folder / "error_matrix.csv")
     try:
         matrix = read_matrix(run_folder / ("error_matrix.csv" if errors else "accuracy_matrix.csv"))
         header, *metrics = _rows(run_folder / "metrics.csv")

@@ -55,7 +55,7 @@ class LocalSweep:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._changing = threading.Lock()
         kept = folder / "sweep.yaml"
-        if kept.exists() and not sweep.same_trials(Sweep(kept)):
+        if os.path.isfile(kept) and not sweep.same_trials(Sweep(kept)):
             raise UserError(f"'{folder}' holds trials of other parameters; give this sweep a name, or move it away")
 
     def trial_folder(self, trial: int) -> Path:

@@ -4,10 +4,12 @@
 main.py calls `parse` and hands the parts of `Options` on. No torch here: --help and mistakes must answer at once.
 """
 
+import errno
+import os
 import re
 from collections.abc import Sequence
 from importlib import metadata
-from os.path import expanduser
+from os.path import expanduser, isdir
 from pathlib import Path, PurePath
 from typing import Annotated, ClassVar, Literal
 
@@ -267,7 +269,7 @@ class RunOptions(Section):
     @field_validator("load_checkpoint")
     @classmethod
     def _there_is_one(cls, value: str | None) -> str | None:
-        if value and not Path(value).expanduser().is_dir():
+        if value and not isdir(expanduser(value)):  # False, too, for what cannot be a name
             raise ValueError("there is no such folder; name a checkpoint of an earlier run, or leave it out")
         return expanduser(value) if value else None
 
@@ -292,6 +294,17 @@ class RunOptions(Section):
         return (0, float(number) * _UNITS[unit[0]]) if unit else (int(number), 0.0)
 
 
+def _folder(value: str) -> str:
+    """A folder's name, with "~" resolved, whether there is one or not. ValueError for what no folder can be called."""
+    path = expanduser(value)
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError("is longer than a name may be; choose a shorter one") from error
+    return path
+
+
 class DataOptions(Section):
     """Data."""
 
@@ -304,6 +317,11 @@ class DataOptions(Section):
     dataloader_workers: FromZero = Field(
         default=0, description="loader processes per rank; 0: none besides the trainer"
     )
+
+    @field_validator("dataset_dir")
+    @classmethod
+    def _data_can_lie_there(cls, value: str) -> str:
+        return _folder(value)
 
 
 class ModelOptions(Section):
@@ -390,8 +408,8 @@ class OutputOptions(Section):
 
     @field_validator("results_dir")
     @classmethod
-    def _home_is_known(cls, value: str) -> str:
-        return expanduser(value)
+    def _results_can_lie_there(cls, value: str) -> str:
+        return _folder(value)
 
     @field_validator("save_dir")
     @classmethod

@@ -17,6 +17,7 @@ from dataset_files import write_mnist
 
 import reprise.main
 from reprise.main import main
+from reprise.report import __main__ as report
 
 DIGITS = ["--dataset", "digits", "--backbone", "mlp", "--epochs", "1", "--batch-size", "32"]
 FIVE_TASKS = ["--tasksets-config", "{'increment': 2}"]
@@ -134,6 +135,31 @@ def test_a_results_folder_that_is_a_file_is_named(capsys, tmp_path):
 def test_a_run_folder_that_is_a_file_is_named(capsys, tmp_path):
     (tmp_path / "run").write_text("")
     fails(capsys, [*DIGITS, "--results-dir", str(tmp_path), "--save-dir", "run"], "run")
+
+
+LONG = "a" * 300  # file systems take 255 bytes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--load-checkpoint", LONG], "there is no such folder"),
+        (["--save-dir", LONG], "cannot create the run's folder"),
+        (["--save-dir", LONG, "--resume"], "cannot create the run's folder"),
+        (["--results-dir", LONG], "is longer than a name may be"),
+        (["--yaml-config", LONG, "--config", "x"], "cannot read"),
+        (["--dataset", "mnist", "--dataset-dir", LONG], "is longer than a name may be"),
+        (["--model", "Er", "--buffer-config", f"storage=file:{LONG}/memory"], "cannot use"),
+    ],
+)
+def test_a_name_too_long_for_a_file_gets_one_line(capsys, tmp_path, monkeypatch, arguments, fragment):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, [*DIGITS, *arguments], fragment)
+
+
+def test_a_name_too_long_for_a_runs_folder_gets_one_line_of_the_report(capsys):
+    assert report.main([LONG, LONG + "b"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_python_without_the_package_says_where_to_find_it():
