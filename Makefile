@@ -32,7 +32,7 @@ demo: setup  ## two Horovod workers learn handwritten digits, without rehearsal 
 test: setup ctest  ## every test that needs no GPU
 	@# Most tests keep one core busy; only jobs of several ranks need all of them.
 	$(IN_VENV) OMP_NUM_THREADS=1 timeout 900 pytest -n 2 --dist loadfile tests/unit tests/integration
-	$(IN_VENV) timeout 600 pytest tests/contract
+	$(IN_VENV) OMP_NUM_THREADS=1 timeout 600 pytest -n 2 --dist loadfile tests/contract
 	$(IN_VENV) timeout 1800 pytest tests/parallel
 
 ctest: setup  ## the C++ tests: as released, under address and undefined, and under thread sanitizer
