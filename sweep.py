@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 try:
     from reprise import main as program
+    from reprise.runtime.config import COMMAND_LINE
     from reprise.runtime.dist.launcher import LAUNCHERS
     from reprise.runtime.errors import UserError
     from reprise.runtime.stop import REQUEUE
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from reprise.sweeps.local import Attempt, LocalSweep
 
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
-_OWN = ("results_dir", "save_dir", "resume", "load_checkpoint")  # sweep.py's to say, for every trial
+_OWN = ("results_dir", "save_dir", "resume")  # sweep.py's to say, for every trial
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +114,7 @@ def _search(chosen: argparse.Namespace, launcher: launch.Launcher, options: Sequ
     if chosen.trial is not None and not 0 <= chosen.trial < len(sweep):
         raise UserError(f"--trial {chosen.trial}: '{chosen.local}' has trials 0 to {len(sweep) - 1}")
     options = [word for option in options for word in _spelled(option)]
-    local = LocalSweep(chosen.local, Path(chosen.results_dir or "results") / sweep.name, launcher, options)
+    local = LocalSweep(sweep, Path(chosen.results_dir or "results") / sweep.name, launcher, options)
     trials = range(len(sweep)) if chosen.trial is None else [chosen.trial]
     _check(local, trials)
 
@@ -127,6 +128,8 @@ def _search(chosen: argparse.Namespace, launcher: launch.Launcher, options: Sequ
     failed: list[Attempt] = []
     try:
         with SweepProgress(len(trials), sum(map(local.done, trials))) as progress:
+            if sweep.early_terminate:
+                progress.console.print("early_terminate is the service's: here every trial goes to its end")
 
             def report(attempt: "Attempt") -> None:
                 if attempt.reason:
@@ -148,13 +151,13 @@ def _search(chosen: argparse.Namespace, launcher: launch.Launcher, options: Sequ
 def _check(local: "LocalSweep", trials: Sequence[int]) -> None:
     """Refuse, before the first trial, values that main.py would refuse in any of them, or that would have no effect."""
     for trial in trials:
+        given = [option.replace("-", "_") for option in local.sweep[trial]]
+        if own := set(given) & {*_OWN, "load_checkpoint"}:
+            raise UserError(f"parameters.{min(own)}: sweep.py chooses it for every trial; leave it out")
         resolved = program.resolve(local.arguments(trial))
-        for option in (*local.sweep[trial], *_OWN[:3]):
-            dotted = option.replace("-", "_")
-            if dotted in _OWN and option in local.sweep[trial]:
-                raise UserError(f"parameters.{option}: sweep.py chooses it for every trial; leave it out")
-            origin = resolved.origin.get(dotted, "command line")
-            if origin != "command line":
+        for dotted in (*given, *_OWN):
+            origin = resolved.origin.get(dotted, COMMAND_LINE)
+            if origin != COMMAND_LINE:
                 raise UserError(f"{origin} sets {dotted}, which overrides the sweep's; leave it out there")
 
 

@@ -26,9 +26,14 @@ def forgetting(matrix: ArrayLike) -> float:
     The last row is not part of the maximum, so forgetting is negative where the last task helped an earlier one
     (Mammoth and PILOT include it and never go below 0; Avalanche takes the first accuracy in place of the maximum).
     """
-    rows = _square(matrix)
+    return _mean(forgetting_of_each(_square(matrix)).tolist())
+
+
+def forgetting_of_each(matrix: ArrayLike) -> NDArray[np.float64]:
+    """What forgetting is the mean of, shape (n - 1,): task by task. n <= T rows do: so far."""
+    rows = _checked(matrix)
     last = len(rows) - 1
-    return _mean([rows[j:last, j].max() - rows[last, j] for j in range(last)])
+    return np.array([rows[j:last, j].max() - rows[last, j] for j in range(last)])
 
 
 def backward_transfer(matrix: ArrayLike) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reprise.report import svg
-from reprise.report.matrix import average_of_seen
+from reprise.report.matrix import average_of_seen, forgetting_of_each
 from reprise.report.page_parts import Cell, Figure, Section, Table, area_key, by_task, colour, line_key, told
 from reprise.report.run_contents import RunContents
 
@@ -97,7 +97,9 @@ def _side_by_side(some: Mapping[int, Matrix], names: Mapping[int, str], errors: 
         [(line_key(k), name) for k, name in names.items()],
         by_task("after task", {names[k]: values for k, values in averages.items()}, written),
     )
-    lost = {k: scale * lost_of_each(-matrix if errors else matrix) for k, matrix in some.items() if len(matrix) > 1}
+    lost = {
+        k: scale * forgetting_of_each(-matrix if errors else matrix) for k, matrix in some.items() if len(matrix) > 1
+    }
     if not lost:
         return [average]
     caption, unit = ("Error increase", "mean absolute error") if errors else ("Forgetting", "percentage points")
@@ -140,12 +142,6 @@ def _scales(some: Mapping[int, Matrix], errors: bool) -> tuple[svg.Axis, svg.Axi
         return x, svg.Axis.percent("accuracy, %"), "Accuracy in %", 100.0
     highest = max(float(matrix.max()) for matrix in some.values())
     return x, svg.Axis.numbers("mean absolute error", [highest]), "Mean absolute error", 1.0
-
-
-def lost_of_each(matrix: Matrix) -> Matrix:
-    """What matrix.forgetting is the mean of, task by task; of a run that has not finished, so far."""
-    last = len(matrix) - 1
-    return np.array([matrix[j:last, j].max() - matrix[last, j] for j in range(last)])
 
 
 def _points(values: Matrix, first: int = 0) -> list[tuple[float, float]]:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from reprise.report.run_folder import RunFolder
@@ -30,10 +31,9 @@ _TIME_TO_SAVE_S = 60.0
 
 @dataclass(frozen=True)
 class Attempt:
-    """How an attempt at a trial ended. code: the launcher's exit code. reason: why it failed, "" where it did not."""
+    """How an attempt at a trial ended. reason: why it failed, "" where it did not."""
 
     trial: int
-    code: int
     seconds: float
     reason: str = ""
 
@@ -41,19 +41,17 @@ class Attempt:
 class LocalSweep:
     """The folder of a sweep, its trials, and the processes under way.
 
-    file: the sweep file, of which the folder keeps a copy. options: main.py's, for every trial. Making it raises
-    UserError where the folder holds another sweep.
+    The folder keeps a copy of the sweep's file. options: main.py's, for every trial. Making it raises UserError where
+    the folder holds another sweep.
     """
 
-    def __init__(self, file: Path, folder: Path, launcher: Launcher, options: Sequence[str]) -> None:
-        self.sweep = sweep = Sweep(file)
-        self._file = file
+    def __init__(self, sweep: Sweep, folder: Path, launcher: Launcher, options: Sequence[str]) -> None:
+        self.sweep = sweep
         self.folder = folder
         self._launcher = launcher
         self._options = list(options)
         self._stopping = threading.Event()
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._changing = threading.Lock()
         kept = folder / "sweep.yaml"
         if os.path.isfile(kept) and not sweep.same_trials(Sweep(kept)):
             raise UserError(f"'{folder}' holds trials of other parameters; give this sweep a name, or move it away")
@@ -81,25 +79,23 @@ class LocalSweep:
 
         report: called once for each trial that was run here or waited for, from the thread that ran it.
         """
-        with disk_errors("read", self._file):
-            text = self._file.read_text(encoding="utf-8")
+        with disk_errors("read", self.sweep.path):
+            text = self.sweep.path.read_text(encoding="utf-8")
         with atomic_write(self.folder / "sweep.yaml") as stream:
             stream.write(text)
-        slots = _slots(jobs, self._launcher.ranks)
+        slots: SimpleQueue[dict[str, str]] = SimpleQueue()
+        for slot in _slots(jobs, self._launcher.ranks):
+            slots.put(slot)
+
+        def work(trial: int) -> None:
+            slot = slots.get()
+            try:
+                if not self._stopping.is_set():
+                    report(self._run_one(trial, slot))
+            finally:
+                slots.put(slot)
+
         with ThreadPoolExecutor(jobs, thread_name_prefix="sweep") as pool:
-            # One job at a time takes the next trial: a queue of its own would only repeat the pool's.
-            free = list(range(jobs))
-
-            def work(trial: int) -> None:
-                with self._changing:
-                    slot = free.pop(0)
-                try:
-                    if not self._stopping.is_set():
-                        report(self._run_one(trial, slots[slot]))
-                finally:
-                    with self._changing:
-                        free.append(slot)
-
             list(pool.map(work, [trial for trial in trials if not self.done(trial)]))
 
     def stop(self) -> None:
@@ -111,17 +107,17 @@ class LocalSweep:
     def _run_one(self, trial: int, slot: dict[str, str]) -> Attempt:
         started = time.monotonic()
         with self._locked(trial) as lock:
-            attempt = Attempt(trial, 0, 0.0)
+            attempt = Attempt(trial, 0.0)
             for _ in range(_ATTEMPTS):
                 if lock is None or self.done(trial):
                     break
-                code, reason = self._start(trial, slot, lock)
-                attempt = Attempt(trial, code, time.monotonic() - started, "" if self.done(trial) else reason)
+                reason = self._start(trial, slot, lock)
+                attempt = Attempt(trial, time.monotonic() - started, "" if self.done(trial) else reason)
                 if self._stopping.is_set():
                     break
             return attempt
 
-    def _start(self, trial: int, slot: dict[str, str], lock: int) -> tuple[int, str]:
+    def _start(self, trial: int, slot: dict[str, str], lock: int) -> str:
         program = str(Path(__file__).parent.parent / "main.py")
         log = self.log(trial)
         with disk_errors("write", log):
@@ -151,7 +147,7 @@ class LocalSweep:
                             process.kill()
             finally:
                 self._running.discard(process)
-        return code, _reason(log, begins, code)
+        return _reason(log, begins, code)
 
     @contextmanager
     def _locked(self, trial: int) -> Iterator[int | None]:

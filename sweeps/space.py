@@ -91,6 +91,7 @@ class Sweep:
     """A checked sweep file. len() is its number of trials, [i] the values of trial i. UserError for any mistake."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         name = path.name
         content = read_yaml(path, "a sweep file is like sweep.yaml")
         if not isinstance(content, dict):

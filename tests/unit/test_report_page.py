@@ -20,7 +20,7 @@ from PIL import Image
 from test_report_run_folder import SUMMARY
 
 from reprise.report import __main__ as command
-from reprise.report import matrix, page_learning, svg
+from reprise.report import matrix, svg
 from reprise.report.run_folder import RunFolder
 from reprise.report.sinks import CsvSink, MetricRow
 from reprise.runtime.spans import Spans
@@ -205,9 +205,9 @@ def test_exactly_the_options_that_differ_are_shown(tmp_path: Path) -> None:
 
 def test_forgetting_is_shown_task_by_task_as_the_summary_averages_it(tmp_path: Path) -> None:
     rows = made_up(5)
-    lost = page_learning.lost_of_each(rows)
+    lost = matrix.forgetting_of_each(rows)
     assert np.mean(lost) == pytest.approx(matrix.forgetting(rows))
-    assert np.mean(page_learning.lost_of_each(-rows)) == pytest.approx(matrix.error_increase(rows))
+    assert np.mean(matrix.forgetting_of_each(-rows)) == pytest.approx(matrix.error_increase(rows))
     _, page = made([write_run(tmp_path / "a", 5)])
     (table,) = [rows for rows in page.tables if rows[0] == ["task", "a"] and len(rows) == 5]
     assert [row[1] for row in table[1:]] == [f"{100 * value:.1f}" for value in lost]
