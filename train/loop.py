@@ -142,8 +142,9 @@ class Loop:
                 for step in range(len(sampler)):
                     self.comm.at(f"step {self.progress.steps + step} (task {task.index}, epoch {epoch})")
                     with self._spans.span("step"):
-                        at = schedule(epoch + sampler.fraction(step))
-                        regime.apply(self.optimizer, at, self.progress.steps + step)
+                        with self._spans.span("schedule"):
+                            at = schedule(epoch + sampler.fraction(step))
+                            regime.apply(self.optimizer, at, self.progress.steps + step)
                         with self._spans.span("load"):
                             x, y = next(batches)
                         images += len(y)

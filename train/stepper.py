@@ -67,22 +67,27 @@ class Stepper:
         returns for each set of parts, value and metrics, is added up: sums over rows, divided by the rows of the step.
         Collective: every rank comes here equally often. Raises PeerLost when a rank is gone.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        with self._span("zero_grad"):
+            self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
-        parts = list(zip(*(column.tensor_split(self._passes) for column in columns), strict=True))
+        parts = [columns]
+        if self._passes > 1:
+            parts = list(zip(*(column.tensor_split(self._passes) for column in columns), strict=True))
         for index, part in enumerate(parts):
-            weight = 1
-            if not len(part[0]):
-                # Fewer rows than passes: the engine still counts passes, so this one goes with weight 0.
-                part, weight = tuple(column[:1] for column in columns), 0
+            # Fewer rows than passes: the engine still counts passes, so this one goes with weight 0.
+            counts = bool(len(part[0]))
+            if not counts:
+                part = tuple(column[:1] for column in columns)
             last = index == len(parts) - 1
             with self._comm.guard("backward") if last else self._comm.accumulate(self.model):
                 with self._span("forward"):
                     value, metrics = loss(*part)
                 with self._span("backward"):
-                    self._scaler.scale(value * weight).backward()
-            for name, metric in metrics.items():
-                totals[name] = totals.get(name, 0) + metric * weight
+                    self._scaler.scale(value if counts else value * 0).backward()
+                    del value  # and its graph, which takes time too
+            if counts:
+                for name, metric in metrics.items():
+                    totals[name] = totals[name] + metric if name in totals else metric
         # Horovod averages in hooks that averaged_gradients waits for: unscaling must come after that.
         with ExitStack() as averaged:
             with self._span("allreduce"):

@@ -232,7 +232,8 @@ def test_the_timeline_accounts_for_the_step(tmp_path):
     folder = run(tmp_path, "timed", *FIVE_TASKS, *ER, "--epochs", "1")
     timeline = json.loads((folder / "timeline.json").read_text())
     parts = {name: stats for name, stats in timeline.items() if "/" not in name and name != "step"}
-    assert list(parts) == ["load", "rehearsal", "transform", "forward", "backward", "allreduce", "optimiser"]
+    names = ["schedule", "load", "rehearsal", "transform", "zero_grad", "forward", "backward", "allreduce", "optimiser"]
+    assert list(parts) == names
     assert sum(stats["total_ms"] for stats in parts.values()) <= timeline["step"]["total_ms"]
     assert {stats["count"] for stats in parts.values()} == {timeline["step"]["count"]}
     assert {name for name in timeline if "/" in name} == {"engine/insert", "engine/plan", "engine/fetch"}
