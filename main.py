@@ -134,15 +134,16 @@ def train(
     from reprise.buffer import take_up
     from reprise.report.run_folder import RunFolder
     from reprise.runtime import seeds
-    from reprise.runtime.spans import Spans
+    from reprise.runtime.spans import KEPT, Spans
     from reprise.runtime.stop import StoppedError
     from reprise.train import checkpoint, regroup
     from reprise.train.checkpoint import Progress
     from reprise.train.checkpointer import Checkpointer, Every
     from reprise.train.loop import Loop
-    from reprise.train.results import Results, summarise, timeline_of
+    from reprise.train.results import Results, summarise, timeline_of, trace_of
 
-    options, spans = resolved.options, Spans()
+    options = resolved.options
+    spans = Spans(kept=KEPT if options.trace else 0)
     if options.resume and comm.broadcast_object(RunFolder.finished(_run_path(options))):
         logger.info("%s has finished: nothing is left to resume", _run_path(options))
         return None
@@ -216,6 +217,7 @@ def train(
             progress = loop.run(sink, results.after_task if results else lambda _: None, checkpointer)
             # Added up by all ranks, as those that are through close their buffers.
             stored = sum(comm.allgather_object(0 if buffer is None else len(buffer), name="stored"))
+            trace = comm.allgather_object(trace_of(spans, buffer), name="trace") if options.trace else []
     except (StoppedError, SharedUserError):
         if buffer is not None:
             buffer.close()
@@ -236,7 +238,7 @@ def train(
             seed=options.seed,
             reconstructs=reconstructs,
         )
-        results.finish(progress, summary, timeline_of(spans, buffer))
+        results.finish(progress, summary, timeline_of(spans, buffer), trace)
     if buffer is not None:
         buffer.close()
     return None

@@ -15,7 +15,7 @@ import psutil
 
 from reprise.benchmarks import scale_model
 from reprise.benchmarks.studies import Statement
-from reprise.report.plots import ENGINE
+from reprise.report.timeline import overheads
 from reprise.runtime.files import atomic_write
 
 INTRODUCTION = """Each table is from real runs on handwritten digits, five tasks of two classes, unless it says that it
@@ -242,14 +242,7 @@ SIZES, REPRESENTATIVES, CANDIDATES = (5, 10, 20, 30), (7, 14, 28, 56), (7, 14, 2
 # ---- weak scaling
 
 
-_PARTS = {
-    "load": ("load",),
-    "wait": ("rehearsal",),
-    "train": ("transform", "forward", "backward", "allreduce", "optimiser"),
-    "populate": (f"{ENGINE}insert",),
-    "augment": (f"{ENGINE}plan", f"{ENGINE}fetch"),
-}
-"""Of the reference paper's table -> parts of the timeline. The last two are the engine's, beside the step."""
+_PARTS = ("load", "wait", "train", "populate", "augment")
 
 
 def _scaling_jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
@@ -268,14 +261,10 @@ def _scaling_finding(results: list[Result]) -> Finding:
     rows, share = [], {}
     for result in results:
         ranks, name = result.job.cell
-        steps = result.timeline["step"]["count"]
-        means = {
-            part: sum(result.timeline[one]["total_ms"] for one in names if one in result.timeline) / steps
-            for part, names in _PARTS.items()
-        }
+        means = overheads(result.timeline)
         if name == "Er":
             share[int(ranks)] = result.summary["wait_share"]
-        cells = [f"{means[part]:.2f}" if name == "Er" or part in ("load", "train") else "-" for part in _PARTS]
+        cells = [f"{means[part]:.2f}" if means.get(part) else "-" for part in _PARTS]
         whole = result.timeline["step"]["mean_ms"]
         rows.append((ranks, name, f"{result.summary['images_per_second']:,.0f}", f"{whole:.2f}", *cells))
     worst = max(share.values())

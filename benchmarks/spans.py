@@ -25,8 +25,8 @@ from rich.table import Table
 
 from reprise import main as program
 from reprise.benchmarks.show import console
-from reprise.report.plots import ENGINE
 from reprise.report.run_folder import TIMELINE_FILE
+from reprise.report.timeline import STEP, within
 from reprise.runtime.spans import Spans
 
 SPAN_NS, SPANS_SHARE, UNACCOUNTED = 1000.0, 0.01, 0.05
@@ -72,15 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     cost = span_ns()
     parts = timeline(chosen.options or DIGITS)
-    step = parts.pop("step")
-    within = {name: stats for name, stats in parts.items() if not name.startswith(ENGINE)}
-    spans = 1 + sum(stats["count"] for stats in within.values()) / step["count"]
+    step, inside = parts[STEP], within(parts).values()
+    spans = 1 + sum(stats["count"] for stats in inside) / step["count"]
     rows = (
         ("one span, ns", cost, SPAN_NS),
         (f"{spans:.0f} spans of a step of {step['mean_ms']:.3g} ms", spans * cost / 1e6 / step["mean_ms"], SPANS_SHARE),
         (
             "step outside its parts",
-            1 - sum(stats["total_ms"] for stats in within.values()) / step["total_ms"],
+            1 - sum(stats["total_ms"] for stats in inside) / step["total_ms"],
             UNACCOUNTED,
         ),
     )

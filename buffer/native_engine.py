@@ -228,6 +228,9 @@ class NativeEngine:
     def timings(self) -> dict[str, dict[str, float]]:
         return self._core.stats()
 
+    def recent_timings(self) -> dict[str, list[tuple[int, int]]]:
+        return self._core.recent()
+
     # ---- state, in the format of PythonEngine
 
     def versions(self) -> Int64s:

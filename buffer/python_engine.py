@@ -20,7 +20,7 @@ from reprise.buffer.schema import Columns, Estate, Prepared, Spec
 from reprise.buffer.shard import Shard
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import PeerLost
-from reprise.runtime.spans import Spans
+from reprise.runtime.spans import KEPT, Spans
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class PythonEngine:
         self.shard = Shard(spec)
         self.step = 0
         self._comm = comm
-        self._spans = Spans()
+        self._spans = Spans(kept=KEPT)
         self._alone = not spec.exchanges
         # (ranks, 2): samples stored and seen samples they stand for, as of the last submit.
         self._fill = np.zeros((spec.world_size, 2), dtype=np.int64)
@@ -72,6 +72,9 @@ class PythonEngine:
     def timings(self) -> dict[str, dict[str, float]]:
         return self._spans.stats()
 
+    def recent_timings(self) -> dict[str, list[tuple[int, int]]]:
+        return self._spans.recent()
+
     def submit(self, fields: Mapping[str, Tensor], y: Tensor, task: int | Tensor, copy: bool) -> None:
         """Insert a checked batch, then prepare the draws of the next step. Has read everything when it returns."""
         with self._spans.span("submit"):
@@ -101,7 +104,8 @@ class PythonEngine:
 
     def wait(self) -> Prepared:
         """The draws prepared one step ago; 0 rows at the first call, when there was no step yet."""
-        self._spans.add("wait", 0)  # everything has been done in submit()
+        with self._spans.span("wait"):
+            pass  # everything has been done in submit()
         if not self._started:
             self._started = True
             return self._prepare(self.shard.gather(_NO_SLOTS), _NO_SLOTS, 0.0, (0,) * len(self.spec.draws))

@@ -231,6 +231,14 @@ class RehearsalBuffer:
         """
         return self._engine.timings()
 
+    def recent_timings(self) -> dict[str, list[tuple[int, int]]]:
+        """Per part of the work, as in timings(): when its last times, at most 1,024, began and ended, oldest first.
+
+        In nanoseconds of time.perf_counter_ns(), so that they can be laid beside those of a training loop. On any
+        thread.
+        """
+        return self._engine.recent_timings()
+
     # ---- life
 
     def drain(self) -> None:

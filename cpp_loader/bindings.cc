@@ -102,7 +102,7 @@ class BoundEngine {
 
   py::object Submit(PyObject* const* arguments, Py_ssize_t count) {
     if (count != 3 || !PyDict_Check(arguments[0])) throw py::type_error("submit(fields, labels, task)");
-    const auto start = reprise::Histogram::Clock::now();
+    const auto start = reprise::Timed::Clock::now();
     Release();
     reprise::Batch batch;
     reprise::KeptBatch kept;
@@ -115,7 +115,7 @@ class BoundEngine {
       number = engine_->Submit(std::move(batch));
     }
     kept_.emplace_back(number, std::move(kept));
-    submit_time_.Add(reprise::Histogram::Clock::now() - start);
+    submit_time_.Add(start, reprise::Timed::Clock::now());
     return py::bool_(true);
   }
 
@@ -226,7 +226,14 @@ class BoundEngine {
   py::dict Stats() const {
     py::dict result;
     AddStats(result, "submit", submit_time_.stats());
-    for (const auto& [name, stats] : engine_->stats()) AddStats(result, name, stats);
+    for (const auto& [name, part] : engine_->timings()) AddStats(result, name, part->stats());
+    return result;
+  }
+
+  py::dict Recent() const {
+    py::dict result;
+    AddRecent(result, "submit", submit_time_);
+    for (const auto& [name, part] : engine_->timings()) AddRecent(result, name, *part);
     return result;
   }
 
@@ -240,6 +247,12 @@ class BoundEngine {
     entry["p50_ms"] = stats.p50_ms;
     entry["p95_ms"] = stats.p95_ms;
     result[py::str(name)] = std::move(entry);
+  }
+
+  static void AddRecent(py::dict& result, const std::string& name, const reprise::Timed& part) {
+    py::list intervals;
+    for (const auto& [begin_ns, end_ns] : part.recent()) intervals.append(py::make_tuple(begin_ns, end_ns));
+    if (!intervals.empty()) result[py::str(name)] = std::move(intervals);
   }
 
   py::object Wrapped(const reprise::Delivery& delivery) const {
@@ -274,7 +287,7 @@ class BoundEngine {
   py::object report_;
   reprise::Intake intake_;
   std::deque<std::pair<uint64_t, reprise::KeptBatch>> kept_;  // by step
-  reprise::Histogram submit_time_;
+  reprise::Timed submit_time_;
   bool closed_ = false;
   reprise::EngineHandle engine_;
 };
@@ -377,6 +390,7 @@ PYBIND11_MODULE(_core, module) {
       .def("drain", &BoundEngine::Drain)
       .def("close", &BoundEngine::Close)
       .def("stats", &BoundEngine::Stats)
+      .def("recent", &BoundEngine::Recent)
       .def("submit_draw", &BoundEngine::SubmitDraw)
       .def("set_device_rows", &BoundEngine::SetDeviceRows)
       .def("not_pinned", [](const BoundEngine& self) { return self.engine().not_pinned(); })

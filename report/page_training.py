@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from reprise.report import svg
 from reprise.report.page_parts import NOTHING, Bar, Cell, Figure, Section, Table, colour, line_key, not_there, told
-from reprise.report.plots import ENGINE
-from reprise.report.run_contents import RunContents, Timeline
+from reprise.report.run_contents import RunContents
 from reprise.report.run_folder import TIMELINE_FILE
+from reprise.report.timeline import ENGINE, STEP, Timeline, beside, overheads, within
 
 _CLASSES_APART = 12  # more of them are drawn together, by the task that brought them
 _STORED = "stored/class_"
@@ -69,9 +69,9 @@ def _placed(values: Mapping[tuple[int, int], float], *, finished: bool) -> list[
 
 def times(runs: Sequence[RunContents]) -> Section:
     """The mean step of each run as a bar, and what the buffer did meanwhile as another."""
-    timed = {run.name: run.timeline for run in runs if run.timeline and run.timeline.get("step", {}).get("count")}
+    timed = {run.name: run.timeline for run in runs if run.timeline and run.timeline.get(STEP, {}).get("count")}
     most_parts_first = sorted(timed.values(), key=len, reverse=True)
-    colours = _part_colours(dict.fromkeys(name for timeline in most_parts_first for name in timeline if name != "step"))
+    colours = _part_colours(dict.fromkeys(name for timeline in most_parts_first for name in timeline if name != STEP))
     bars = [(name, _bars(timeline, colours), _statistics(timeline)) for name, timeline in timed.items()]
     longest = max((bar.width for _, of_run, _ in bars for bar in of_run), default=0) or 1
     bars = [(name, [replace(bar, width=100 * bar.width / longest) for bar in of], table) for name, of, table in bars]
@@ -84,31 +84,44 @@ def times(runs: Sequence[RunContents]) -> Section:
         "Rank 0, all bars to one scale. The buffer's own work goes on beside the steps; that of the plain Python "
         "implementation is part of them."
     )
-    return Section("times", "Where a step's time went", intro if bars else "", missing, bars=bars)
+    tables = [_overheads(timed)] if timed else []
+    return Section("times", "Where a step's time went", intro if bars else "", missing, tables=tables, bars=bars)
 
 
-def _beside(part: str) -> bool:
-    return part.startswith(ENGINE)
+def _overheads(timed: Mapping[str, Timeline]) -> Table:
+    parts = {name: overheads(timeline) for name, timeline in timed.items()}
+    rows = [
+        (part, remark, [Cell(f"{of[part]:.3g}" if part in of else NOTHING) for of in parts.values()])
+        for part, remark in (
+            ("load", "for new samples"),
+            ("wait", "for the draw, and joining it"),
+            ("train", "all else in the step"),
+            ("populate", "beside: inserting"),
+            ("augment", "beside: planning and reading the draw"),
+        )
+    ]
+    return Table("A mean step in the parts of the published breakdown, ms", ["", *parts], rows)
 
 
 def _part_colours(parts: Iterable[str]) -> dict[str, str]:
     """One for each part, the same in every run."""
     names = list(parts)
-    inside, beside = [n for n in names if not _beside(n)], [n for n in names if _beside(n)]
+    inside, outside = [n for n in names if not n.startswith(ENGINE)], [n for n in names if n.startswith(ENGINE)]
     colours = {n: f"c{k % svg.COLOURS}{' striped' if k >= svg.COLOURS else ''}" for k, n in enumerate(inside)}
-    colours |= {name: svg.ramp(k, len(beside)) for k, name in enumerate(beside)}
+    colours |= {name: svg.ramp(k, len(outside)) for k, name in enumerate(outside)}
     return {**colours, "other": "rest"}
 
 
 def _bars(timeline: Timeline, colours: Mapping[str, str]) -> list[Bar]:
     """Their widths still in milliseconds."""
-    step = timeline["step"]
-    means = {name: entry["total_ms"] / step["count"] for name, entry in timeline.items() if name != "step"}
-    beside = {name: mean for name, mean in means.items() if _beside(name)}
-    inside = {name: mean for name, mean in means.items() if not _beside(name)}
+    step = timeline[STEP]
+    inside, outside = (
+        {name: entry["total_ms"] / step["count"] for name, entry in parts.items()}
+        for parts in (within(timeline), beside(timeline))
+    )
     inside["other"] = max(step["mean_ms"] - sum(inside.values()), 0.0)
     bars = [_bar("mean step", inside, colours)]
-    return [*bars, _bar("the buffer's own work, per step", beside, colours)] if beside else bars
+    return [*bars, _bar("beside it, until the next draw is there", outside, colours)] if outside else bars
 
 
 def _bar(caption: str, means: Mapping[str, float], colours: Mapping[str, str]) -> Bar:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from reprise.report.matrix import average_of_seen
 from reprise.report.time_curve import TimeCurve
+from reprise.report.timeline import STEP, Timeline, beside, within
 from reprise.runtime.errors import UserError
 from reprise.runtime.files import atomic_write
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _GREY = "#BBBBBB"
-ENGINE = "engine/"  # begins the parts that are the buffer's work beside the step, not within it
 _NUMBERS_UP_TO = 20  # tasks; above that a number in a cell is too small to read
 
 
@@ -128,15 +128,14 @@ def accuracy_against_time_png(curves: Mapping[str, TimeCurve], path: str | Path)
     _save(figure, path)
 
 
-def timeline_png(spans: Mapping[str, Mapping[str, float]], path: str | Path, title: str, whole: str = "step") -> None:
-    """Draw where a step's time went, from Spans.stats(): the mean step as one stacked bar, below it p50 and p95.
+def timeline_png(spans: Timeline, path: str | Path, title: str) -> None:
+    """Draw where a step's time went: the mean step as one stacked bar, below it p50 and p95.
 
-    The phases follow each other within a step and are given in that order; `whole`, where present, is the whole step,
-    and what the phases leave of it is drawn as "other". The buffer's own work (ENGINE) is beside the step: it is below
-    only. Times are milliseconds on this rank's host.
+    The phases follow each other within a step and are given in that order; where the whole step is there, what the
+    phases leave of it is drawn as "other". The buffer's own work is beside the step: it is below only. Times are
+    milliseconds on this rank's host.
     """
-    phases = {name: stats for name, stats in spans.items() if name != whole and not name.startswith(ENGINE)}
-    engine = {name: stats for name, stats in spans.items() if name.startswith(ENGINE)}
+    phases, engine, whole = within(spans), beside(spans), STEP
     steps = spans[whole]["count"] if whole in spans else max((entry["count"] for entry in phases.values()), default=0)
     if steps == 0:
         phases = {}

@@ -22,10 +22,9 @@ from reprise.report import summary_schema, time_curve
 from reprise.report.matrix import average_of_seen
 from reprise.report.run_folder import TIMELINE_FILE, RunFolder
 from reprise.report.sinks import MetricRow
+from reprise.report.timeline import Timeline
 from reprise.runtime.config_text import read_yaml, yaml_value
 from reprise.runtime.errors import UserError
-
-Timeline = dict[str, dict[str, float]]
 
 _STATISTICS = ("count", "total_ms", "mean_ms", "p50_ms", "p95_ms")
 

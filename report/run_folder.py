@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from reprise.report import sinks, summary_schema
+from reprise.report.timeline import Timeline
 from reprise.runtime.errors import UserError
 from reprise.runtime.files import atomic_write, disk_errors
 
 TIMELINE_FILE = "timeline.json"
+TRACE_FILE = "trace.json"
 
 
 class RunFolder:
@@ -59,7 +61,7 @@ class RunFolder:
         checkpoints/old-<n>. Returns how many metrics there are.
         """
         with disk_errors("clear", self.path):
-            for name in (summary_schema.FILE_NAME, self.timeline_png.name, TIMELINE_FILE):
+            for name in (summary_schema.FILE_NAME, self.timeline_png.name, TIMELINE_FILE, TRACE_FILE):
                 (self.path / name).unlink(missing_ok=True)
             for partial in self.checkpoints.glob(".*.partial"):
                 shutil.rmtree(partial)
@@ -152,8 +154,14 @@ class RunFolder:
             table.writerow(["trained_task", *(f"task_{j}" for j in range(rows.shape[1]))])
             table.writerows([i, *row] for i, row in enumerate(rows.tolist()))
 
-    def write_timeline(self, spans: Mapping[str, Mapping[str, float]]) -> None:
-        """Write timeline.json: the parts of a step as Spans.stats() gives them, `engine/` before the buffer's own."""
+    def write_trace(self, content: Mapping[str, Any]) -> None:
+        """Write trace.json, for ui.perfetto.dev or chrome://tracing."""
+        with atomic_write(self.path / TRACE_FILE) as stream:
+            json.dump(content, stream)
+            stream.write("\n")
+
+    def write_timeline(self, spans: Timeline) -> None:
+        """Write timeline.json."""
         with atomic_write(self.path / TIMELINE_FILE) as stream:
             json.dump(spans, stream, indent=2)
             stream.write("\n")
@@ -187,6 +195,7 @@ _WRITTEN_BY_A_RUN = (
     "curves.png",
     "timeline.png",
     TIMELINE_FILE,
+    TRACE_FILE,
     summary_schema.FILE_NAME,
     "tensorboard/events.out.tfevents.*",
 )

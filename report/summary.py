@@ -51,10 +51,12 @@ def print_summary(
     console: Console | None = None,
     *,
     errors: bool = False,
+    parts: Mapping[str, float] | None = None,
 ) -> None:
     """Print a finished run. `summary` as in summary.json; the matrices are None where nothing was evaluated.
 
-    errors: the matrix holds mean absolute errors of reconstructions instead of accuracies.
+    errors: the matrix holds mean absolute errors of reconstructions instead of accuracies. parts: of a mean step, as
+    `timeline.overheads` gives them.
     """
     console = console or stdout()
     first = (
@@ -86,6 +88,8 @@ def print_summary(
         table.add_row("Stored", f"{summary['samples_stored']:,}", f"samples, all ranks; {size} per rank")
     console.print("[bold]Metrics[/bold]")
     console.print(table)
+    if parts:
+        _print_parts(console, parts)
     # Paths are left whole, for the terminal to wrap: a broken one cannot be copied.
     for line in (f"Results are in {folder}", *(f"  {picture}" for picture in pictures)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -121,6 +125,16 @@ def stdout() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=_PLAIN_COLUMNS)
     return console
+
+
+def _print_parts(console: Console, parts: Mapping[str, float]) -> None:
+    beside = "; populate, augment: the buffer's" if "populate" in parts else ""
+    console.print(f"[bold]Mean step of rank 0 in ms{beside}[/bold]")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in parts:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{mean:.3g}" for mean in parts.values()))
+    console.print(table)
 
 
 def _print_matrix(console: Console, rows: np.ndarray, name: str, *, errors: bool) -> None:

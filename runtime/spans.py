@@ -7,6 +7,7 @@ benchmarks/spans.py measures what a span costs.
 
 import math
 import threading
+from collections import deque
 from time import perf_counter_ns
 from types import TracebackType
 
@@ -19,10 +20,17 @@ _BUCKETS_PER_E_FOLD = 1 / math.log(_GROWTH)
 _SORTED_AT_ONCE = 4096
 
 
-class Spans:
-    """A set of named timings. Every method may be called from any thread. At most about 1100 buckets per name."""
+KEPT = 1024  # as many as the C++ engine keeps
 
-    def __init__(self) -> None:
+
+class Spans:
+    """A set of named timings. Every method may be called from any thread. At most about 1100 buckets per name.
+
+    kept: of so many, the last of each name, begin and end are kept as well.
+    """
+
+    def __init__(self, kept: int = 0) -> None:
+        self._kept = kept
         self._series: dict[str, _Series] = {}
 
     def span(self, name: str) -> "_Span":
@@ -40,16 +48,21 @@ class Spans:
         """
         return {name: series.stats() for name, series in list(self._series.items()) if series.sort()}
 
+    def recent(self) -> dict[str, list[tuple[int, int]]]:
+        """Per name: begin and end of what was kept of its spans, oldest first, in ns of time.perf_counter_ns()."""
+        return {name: list(series.recent) for name, series in list(self._series.items()) if series.recent}
+
     def _new(self, name: str) -> "_Series":
-        return self._series.setdefault(name, _Series())
+        return self._series.setdefault(name, _Series(self._kept))
 
 
 class _Series:
-    __slots__ = ("_sorting", "buckets", "pending", "total_ns")
+    __slots__ = ("_sorting", "buckets", "pending", "recent", "total_ns")
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int) -> None:
         self._sorting = threading.Lock()
         self.pending: list[int] = []
+        self.recent: deque[tuple[int, int]] | None = deque(maxlen=kept) if kept else None
         self.total_ns = 0
         self.buckets: dict[int, int] = {}
 
@@ -105,7 +118,11 @@ class _Span:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pending = self._series.pending
-        pending.append(perf_counter_ns() - self._start_ns)
+        end_ns = perf_counter_ns()
+        series = self._series
+        pending = series.pending
+        pending.append(end_ns - self._start_ns)
         if len(pending) >= _SORTED_AT_ONCE:
-            self._series.sort()
+            series.sort()
+        if series.recent is not None:
+            series.recent.append((self._start_ns, end_ns))

@@ -405,6 +405,7 @@ class OutputOptions(Section):
     log_interval: Count = Field(default=10, description="steps between two progress records")
     wandb_project: str | None = Field(default=None, description="project on Weights & Biases; none: not used")
     tensorboard: bool = Field(default=False, description="also write TensorBoard events")
+    trace: bool = Field(default=False, description="also write trace.json: what all ranks did in the last 200 steps")
 
     @field_validator("results_dir")
     @classmethod

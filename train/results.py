@@ -4,6 +4,7 @@ Joins what the loop measured with how report/ shows it; no formulas (report/matr
 """
 
 import logging
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
@@ -14,6 +15,8 @@ from reprise.report import matrix, plots, summary_schema
 from reprise.report.run_folder import RunFolder
 from reprise.report.sinks import Sink
 from reprise.report.summary import print_summary
+from reprise.report.timeline import ENGINE, ENGINE_PARTS, Timeline, overheads
+from reprise.report.trace import Event, chrome, last_steps
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
 from reprise.runtime.spans import Spans
@@ -69,10 +72,12 @@ class Results:
             self._sink.picture(picture, progress.steps)
         self._drawn, self._rows_drawn = monotonic(), len(progress.class_il)
 
-    def finish(self, progress: Progress, summary: dict[str, Any], timeline: dict[str, dict[str, float]]) -> None:
+    def finish(
+        self, progress: Progress, summary: dict[str, Any], timeline: Timeline, trace: Sequence[Sequence[Event]]
+    ) -> None:
         """Write summary.json, draw everything, print it. A picture that cannot be drawn does not end the run.
 
-        timeline: as `RunFolder.write_timeline` takes it.
+        timeline: as `timeline_of` gives it. trace: the events of each rank; [] without --trace.
         """
         evaluated = bool(progress.class_il)
         if evaluated:
@@ -84,6 +89,8 @@ class Results:
             if timeline:
                 self.folder.write_timeline(timeline)
                 plots.timeline_png(timeline, self.folder.timeline_png, self.title)
+            if trace:
+                self.folder.write_trace(chrome(trace))
         except UserError as error:
             logger.error("%s", error)
         print_summary(
@@ -93,6 +100,7 @@ class Results:
             self.folder.path,
             self.folder.pictures(),
             errors=self.reconstructs,
+            parts=overheads(timeline),
         )
 
 
@@ -140,8 +148,14 @@ def timeline_of(spans: Spans, buffer: RehearsalBuffer | None) -> dict[str, dict[
     parts = spans.stats()
     if parts and buffer is not None:
         engine = buffer.timings()
-        parts |= {f"{plots.ENGINE}{name}": engine[name] for name in ("insert", "plan", "fetch") if name in engine}
+        parts |= {f"{ENGINE}{name}": engine[name] for name in ENGINE_PARTS if name in engine}
     return parts
+
+
+def trace_of(spans: Spans, buffer: RehearsalBuffer | None) -> list[Event]:
+    """What this rank did in its last steps, as far as `spans` kept it."""
+    engine = {} if buffer is None else buffer.recent_timings()
+    return last_steps(spans.recent(), engine, one_thread=buffer is not None and buffer.implementation == "python")
 
 
 def _percentiles(span: dict[str, float] | None) -> dict[str, float]:

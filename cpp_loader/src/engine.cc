@@ -17,7 +17,7 @@
 namespace reprise {
 namespace {
 
-using Clock = Histogram::Clock;
+using Clock = Timed::Clock;
 
 // How often a blocked caller looks whether there is something to copy before it sleeps: about as long as planning
 // takes, the only pause between two jobs of a step. Sleeping and being woken takes longer.
@@ -192,7 +192,8 @@ Delivery Engine::Wait(Cuda::Stream stream) {
   if (!started_) {
     ThrowIfBroken();
     started_ = true;
-    wait_time_.Add({});
+    const auto now = Clock::now();
+    wait_time_.Add(now, now);
     return {held_, sizes_[held_]};
   }
   if (pending_.empty()) {
@@ -202,7 +203,7 @@ Delivery Engine::Wait(Cuda::Stream stream) {
   const Pending next = pending_.front();
   const auto start = Clock::now();
   Await(next.sequence);
-  wait_time_.Add(Clock::now() - start);
+  wait_time_.Add(start, Clock::now());
   pending_.pop_front();
   free_.push_back(held_);
   held_ = next.slot;
@@ -334,7 +335,7 @@ void Engine::RunNext() {
     if (error) std::rethrow_exception(error);
     if (cuda_) cuda_->OwnStreamWaits(SubmitEvent(step->sequence));
     if (step->inserts) {
-      queue_time_.Add(Clock::now() - step->queued);
+      queue_time_.Add(step->queued, Clock::now());
       Insert(*step);
     }
     Deliver(*step);
@@ -416,7 +417,7 @@ void Engine::Insert(const Step& step) {
   if (from_device) cuda_->WaitFor(kHostCopy);
   shard_.EndWrite(writes_);
   if (peers_) peers_->Inserted(step.number, {policy_->stored(), policy_->Mass()});
-  insert_time_.Add(Clock::now() - start);
+  insert_time_.Add(start, Clock::now());
 }
 
 void Engine::Deliver(const Step& step) {
@@ -428,8 +429,8 @@ void Engine::Deliver(const Step& step) {
     const auto planned = Clock::now();
     complete = fetcher_.Fetch(plan_, peers_ ? peers_->total() : Fill{policy_->stored(), policy_->Mass()},
                               *staging_[step.slot]);
-    plan_time_.Add(planned - start);
-    fetch_time_.Add(Clock::now() - planned);
+    plan_time_.Add(start, planned);
+    fetch_time_.Add(planned, Clock::now());
   }
   if (peers_) peers_->Fetched();
   sizes_[step.slot].assign(plan_.sizes.begin(), plan_.sizes.end());
@@ -618,12 +619,12 @@ std::vector<Delivery> Engine::pending() {
   return draws;
 }
 
-std::vector<std::pair<std::string, Histogram::Stats>> Engine::stats() const {
-  return {{"queue", queue_time_.stats()},
-          {"insert", insert_time_.stats()},
-          {"plan", plan_time_.stats()},
-          {"fetch", fetch_time_.stats()},
-          {"wait", wait_time_.stats()}};
+std::vector<std::pair<std::string, const Timed*>> Engine::timings() const {
+  return {{"queue", &queue_time_},
+          {"insert", &insert_time_},
+          {"plan", &plan_time_},
+          {"fetch", &fetch_time_},
+          {"wait", &wait_time_}};
 }
 
 // ---- the end

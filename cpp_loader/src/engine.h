@@ -5,7 +5,7 @@
 //   ... compute ...                plan:   which samples, uniformly
 //   Wait()  ◄──────────────────    fetch:  gather them into a staging slot
 //
-// Threads. Everything but Close, done and stats is for one caller at a time. The engine thread sleeps while the queue
+// Threads. Everything but Close, done and timings is for one caller at a time. The engine thread sleeps while the queue
 // is empty: in naps while steps keep coming, so that Submit need not wake it, else until it is woken. A caller that has
 // to wait does not sleep at once: it takes over the next step if nobody has begun it, or copies along. Whoever runs a
 // step holds `execution_`, which guards slab, policy, scratch and staging contents; `mutex_` guards queue, flags and
@@ -46,7 +46,6 @@
 #include "copy.h"
 #include "cuda.h"
 #include "fetch.h"
-#include "histogram.h"
 #include "layout.h"
 #include "peers.h"
 #include "plan.h"
@@ -55,6 +54,7 @@
 #include "shard.h"
 #include "slab.h"
 #include "staging.h"
+#include "timed.h"
 
 namespace reprise {
 
@@ -192,7 +192,7 @@ class Engine {
   bool started() const { return started_; }
 
   // "queue": from Submit to the start, "insert", "plan", "fetch", "wait": blocked in Wait. Any thread.
-  std::vector<std::pair<std::string, Histogram::Stats>> stats() const;
+  std::vector<std::pair<std::string, const Timed*>> timings() const;
 
   // Stop, drop what is queued, release the samples; wakes a blocked Wait. Idempotent, any thread, never throws.
   void Close() noexcept;
@@ -207,7 +207,7 @@ class Engine {
     uint64_t number;
     uint64_t sequence;  // of this queue entry
     uint32_t slot;
-    Histogram::Clock::time_point queued;
+    Timed::Clock::time_point queued;
   };
   struct Pending {
     uint64_t sequence;
@@ -283,14 +283,14 @@ class Engine {
 
   // Guarded by mutex_.
   std::mutex mutex_;
-  std::condition_variable work_;            // something was queued while asleep_, or closing
-  bool asleep_ = false;                     // the engine thread has to be woken
-  Histogram::Clock::time_point nap_end_{};  // when it wakes by itself, while it naps
-  Histogram::Clock::time_point last_queued_ = Histogram::Clock::now();
-  Histogram::Clock::duration period_{};         // usual time between two queue entries
-  Histogram::Clock::duration last_interval_{};  // between the last two
-  std::condition_variable changed_;             // an entry was finished, or closing
-  std::deque<Step> queue_;                      // the front entry stays until it is finished
+  std::condition_variable work_;        // something was queued while asleep_, or closing
+  bool asleep_ = false;                 // the engine thread has to be woken
+  Timed::Clock::time_point nap_end_{};  // when it wakes by itself, while it naps
+  Timed::Clock::time_point last_queued_ = Timed::Clock::now();
+  Timed::Clock::duration period_{};         // usual time between two queue entries
+  Timed::Clock::duration last_interval_{};  // between the last two
+  std::condition_variable changed_;         // an entry was finished, or closing
+  std::deque<Step> queue_;                  // the front entry stays until it is finished
   std::exception_ptr failure_;
   std::exception_ptr injected_;
   bool closing_ = false;
@@ -299,7 +299,7 @@ class Engine {
   std::atomic<uint64_t> done_{0};      // number of the last finished step
   std::atomic<bool> broken_{false};    // failure_ is set or closing_
 
-  Histogram queue_time_, insert_time_, plan_time_, fetch_time_, wait_time_;
+  Timed queue_time_, insert_time_, plan_time_, fetch_time_, wait_time_;
   std::mutex ending_;  // one Close at a time; taken before all others
   std::thread thread_;
 

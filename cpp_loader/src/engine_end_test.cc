@@ -179,7 +179,7 @@ TEST(EngineClose, EveryLaterCallSaysSo) {
   engine.Close();
   ExpectAll(ErrorsOfAllCalls(engine), kClosed);
   EXPECT_EQ(engine.done(), 1u);
-  EXPECT_EQ(engine.stats().size(), 5u);
+  EXPECT_EQ(engine.timings().size(), 5u);
 }
 
 TEST(EngineClose, BeforeTheFirstWaitIsNoticedByIt) {

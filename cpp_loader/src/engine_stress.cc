@@ -255,7 +255,7 @@ class Stress {
     ++counts_["observe"];
     bystander_.Start([engine = engine_.get(), this] {
       const uint64_t done = engine->done();
-      for (const auto& [name, stats] : engine->stats()) observed_ += stats.count + name.size();
+      for (const auto& [name, part] : engine->timings()) observed_ += part->stats().count + part->recent().size();
       observed_ += done;
     });
   }

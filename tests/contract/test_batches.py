@@ -1,6 +1,7 @@
 """augment() and rows(): contiguous batches built from the caller's rows and the draws, in two sets of memory."""
 
 import gc
+from time import perf_counter_ns
 
 import pytest
 import torch
@@ -277,6 +278,26 @@ def test_timings_count_every_call(make, comm):
     for name in ("submit", "wait"):
         assert stats[name]["count"] == 5
         assert 0 < stats[name]["p50_ms"] <= stats[name]["p95_ms"]
+
+
+def test_the_last_timings_say_when_each_part_began_and_ended(make, comm):
+    buffer = make()
+    before = perf_counter_ns()
+    for step in range(5):
+        feed(buffer, identities(comm.rank, 4 * step, 4))
+        buffer.wait()
+    buffer.drain()
+    after = perf_counter_ns()
+    recent, stats = buffer.recent_timings(), buffer.timings()
+    assert recent.keys() == stats.keys()
+    for name, times in recent.items():
+        assert len(times) == stats[name]["count"], name
+        flat = [at for interval in times for at in interval]
+        assert flat[0] >= before, name
+        assert flat[-1] <= after, name
+        assert sum(end - begin for begin, end in times) / 1e6 == pytest.approx(stats[name]["total_ms"], abs=1e-4)
+        if name != "queue":
+            assert flat == sorted(flat), name
 
 
 def test_the_context_manager_closes(make, comm):

@@ -239,6 +239,31 @@ def test_the_timeline_accounts_for_the_step(tmp_path):
     assert {name for name in timeline if "/" in name} == {"engine/insert", "engine/plan", "engine/fetch"}
 
 
+@pytest.mark.parametrize("implementation", ["standard", "python"])
+def test_the_trace_has_every_part_of_every_step(tmp_path, implementation):
+    buffer = ["--buffer-config", f"implementation={implementation},rehearsal_ratio=30"]
+    folder = run(tmp_path, "traced", *FIVE_TASKS, "--model", "Er", *buffer, "--epochs", "1", "--trace")
+    timeline = json.loads((folder / "timeline.json").read_text())
+    events = [e for e in json.loads((folder / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    steps = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "step"]
+    assert len(steps) == timeline["step"]["count"]
+    for part in timeline:
+        of_part = [e for e in events if e["name"] == part.removeprefix("engine/")]
+        if part != "engine/queue":
+            assert len(of_part) == timeline[part]["count"], part
+        if "/" not in part or implementation == "python":
+            inside = [any(a <= e["ts"] and e["ts"] + e["dur"] <= b + 0.01 for a, b in steps) for e in of_part]
+            assert all(inside), part
+    assert ("engine/queue" in timeline) == (implementation == "standard")
+    engine = {e["tid"] for e in events if e["name"] in ("insert", "plan", "fetch")}
+    assert engine == {1 if implementation == "standard" else 0}
+    assert sum(e["dur"] for e in events if e["name"] == "step") / 1e3 == pytest.approx(timeline["step"]["total_ms"])
+
+
+def test_without_trace_there_is_none(tmp_path):
+    assert not (run(tmp_path, "plain", *FIVE_TASKS, "--epochs", "1") / "trace.json").exists()
+
+
 def test_metrics_cost_no_collective_per_step(tmp_path, monkeypatch):
     """rehearsal.md 6.1-10, anchors.md A.3-3: a blocking allreduce for every metric of every step."""
     calls = []

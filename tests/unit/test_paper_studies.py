@@ -23,7 +23,7 @@ def results(study, accuracy, seconds=lambda job: 10.0, step=lambda job: 10.0, wa
             "wait_share": wait(job),
             "tasks": 5,
         }
-        parts = ("load", "rehearsal", "transform", "forward", "backward", "allreduce", "optimiser", "step")
+        parts = ("load", "rehearsal", "forward", "optimiser", "step")
         timeline = {name: {"count": 10, "total_ms": 20.0, "mean_ms": 2.0} for name in (*parts, "engine/insert")}
         return Result(job, summary, timeline)
 

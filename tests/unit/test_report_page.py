@@ -189,7 +189,7 @@ def test_exactly_the_options_that_differ_are_shown(tmp_path: Path) -> None:
     ]
     _, page = made(runs)
     by_name = [rows for rows in page.tables if rows[0] == ["", "a", "b", "c"]]
-    options, environment = by_name[1:]
+    _, _, options, environment = by_name  # after the summary's and the steps'
     assert options[1:] == [
         ["seed", "42", "7", "42"],
         ["model", "Er", "Er", "Vanilla"],
@@ -222,6 +222,14 @@ def test_time_and_stored_samples_are_shown_or_said_to_be_missing(tmp_path: Path)
     _, page = made(runs)
     for part in ("load 1 ms (10 %)", "backward 5 ms (50 %)", "other 2 ms (20 %)", "plan 3 ms (100 %)"):
         assert part in page.text
+    (parts,) = [rows for rows in page.tables if rows[0] == ["", "new", "none"] and "load" in rows[1][0]]
+    assert [[row[0].split()[0], *row[1:]] for row in parts[1:]] == [
+        ["load", "1", "1"],
+        ["wait", "2", "2"],
+        ["train", "5", "5"],
+        ["populate", "0", "0"],
+        ["augment", "3", "3"],
+    ]
     (held,) = [rows for rows in page.tables if "fewest of a class" in rows[0]]
     assert held[1:] == [["0", "420", "2", "210", "210"], ["1", "420", "4", "105", "105"], ["2", "420", "6", "70", "70"]]
     assert "old: no timeline.json in its folder: made by an older version" in page.text

@@ -57,6 +57,22 @@ def test_every_metric_is_printed_with_the_name_of_its_formula():
         assert formula in line
 
 
+@pytest.mark.parametrize("width", [66, 200])
+def test_the_parts_of_a_step_are_printed_and_those_of_the_buffer_said_to_be_its_own(width):
+    stream = io.StringIO()
+    parts = {"load": 0.25, "wait": 0.125, "train": 12.3456, "populate": 0.01, "augment": 123.456}
+    for shown in (parts, {"load": 0.5, "wait": 0.0, "train": 1.0}):
+        summary.print_summary(SUMMARY, None, None, Path("r"), (), Console(file=stream, width=width), parts=shown)
+    text = [line.strip() for line in stream.getvalue().splitlines()]
+    lines = [line.split() for line in text]
+    at = lines.index(["load", "wait", "train", "populate", "augment"])
+    assert text[at - 2] == "Mean step of rank 0 in ms; populate, augment: the buffer's"
+    assert lines[at + 2] == ["0.25", "0.125", "12.3", "0.01", "123"]
+    at = lines.index(["load", "wait", "train"])
+    assert text[at - 2] == "Mean step of rank 0 in ms"
+    assert lines[at + 2] == ["0.5", "0", "1"]
+
+
 def test_both_matrices_and_the_places_of_the_results_are_printed():
     lines = printed(80).splitlines()
     assert "Accuracy on each task in %, class-incremental" in lines

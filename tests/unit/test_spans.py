@@ -1,6 +1,7 @@
 """Timing spans: exact sums, percentiles within their stated error, bounded memory, any thread, resumable."""
 
 import threading
+from time import perf_counter_ns
 
 import numpy as np
 import pytest
@@ -90,3 +91,22 @@ def test_durations_of_zero_are_counted():
     spans = Spans()
     spans.add("nothing", 0)
     assert spans.stats()["nothing"]["count"] == 1
+
+
+def test_the_last_spans_of_each_name_are_kept_where_asked_for():
+    spans = Spans(kept=3)
+    before = perf_counter_ns()
+    for name in ("load", "step", "step", "step", "step"):
+        with spans.span(name):
+            pass
+    recent = spans.recent()
+    assert {name: len(times) for name, times in recent.items()} == {"load": 1, "step": 3}
+    flat = [at for name in ("load", "step") for interval in recent[name] for at in interval]
+    assert [before, *flat] == sorted([before, *flat])
+    assert flat[-1] <= perf_counter_ns()
+    assert spans.stats()["step"]["count"] == 4
+    assert Spans().recent() == {}
+    unkept = Spans()
+    with unkept.span("step"):
+        pass
+    assert unkept.recent() == {}
