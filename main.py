@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from reprise.buffer import Field, RehearsalBuffer
     from reprise.cl_models import ContinualModel
-    from reprise.cl_models.base import Stored
+    from reprise.cl_models.base import Stored, Tuning
     from reprise.report.run_folder import RunFolder
     from reprise.report.sinks import SinkList
     from reprise.runtime.config import Resolved
@@ -132,6 +132,7 @@ def train(
     import torch
 
     from reprise.buffer import take_up
+    from reprise.cl_models import STRATEGIES
     from reprise.report.run_folder import RunFolder
     from reprise.runtime import seeds
     from reprise.runtime.spans import KEPT, Spans
@@ -153,23 +154,29 @@ def train(
 
     device = _device(options, comm)
     scenario = _scenario(options, comm)
+    if options.download:
+        comm.agree(lambda: _fetch_weights(options) if comm.rank == 0 else None)
     network = comm.agree(lambda: _network(options, scenario)).to(device)
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does take it
     if options.compile:
         comm.agree(lambda: _compile(network, device))
+    tunes = STRATEGIES.get(options.model).tunes
+    selector = _selector(options, scenario, comm) if tunes else None
     regimes = comm.agree(lambda: _regimes(options, scenario, comm))
     seeds.seed_everything(options.seed, comm.rank)
     buffer = _buffer(options, scenario, device, comm, resumed)
-    model, optimizer = comm.data_parallel(
-        network,
-        regimes[0].build_optimizer(network.parameters()),
-        compression="fp16" if options.fp16_allreduce else "none",
-        op="adasum" if options.use_adasum else "average",
-        gradient_predivide_factor=options.gradient_predivide_factor,
-        backward_passes_per_step=options.batches_per_allreduce,
-    )
-    strategy = _strategy(options, scenario, network, model, optimizer, buffer, device, comm, spans)
+    model, optimizer = network, regimes[0].build_optimizer(network.parameters())
+    if not tunes:
+        model, optimizer = comm.data_parallel(
+            network,
+            optimizer,
+            compression="fp16" if options.fp16_allreduce else "none",
+            op="adasum" if options.use_adasum else "average",
+            gradient_predivide_factor=options.gradient_predivide_factor,
+            backward_passes_per_step=options.batches_per_allreduce,
+        )
+    strategy = _strategy(options, scenario, network, model, optimizer, buffer, device, comm, spans, selector)
     means, progress = {}, Progress(_fingerprint(options))
     if resumed:
         means, progress = checkpoint.load(resumed, strategy, comm), resumed.progress
@@ -195,7 +202,8 @@ def train(
     )
 
     # Nothing is left that could refuse this run: only now may it touch what an earlier one left in the folder.
-    sink = comm.agree(lambda: _open(resolved, command, comm, folder, progress, resumed, goes_on=shared is not None))
+    goes_on = shared is not None
+    sink = comm.agree(lambda: _open(resolved, command, comm, folder, scenario, progress, resumed, goes_on=goes_on))
     if shared:
         regroup.report(shared, losses, comm)
     reconstructs = scenario.target_shape is not None
@@ -276,11 +284,28 @@ def _check_strategy(options: "Options") -> None:
             f"buffer_config store=raw: {options.model} stores outputs, which belong to the view that made them; "
             "leave it out, or use store=augmented"
         )
+    if strategy.tunes:
+        _check_tuning(options)
     if strategy.changes_gradients and options.use_adasum:
         raise UserError(
             f"use_adasum does not go with model {options.model}: Adasum combines updates, and there are no averaged "
             "gradients to project; leave it out"
         )
+
+
+def _check_tuning(options: "Options") -> None:
+    """Refuse what strategies that tune modules cannot work with."""
+    if options.tasksets_config.task_free:
+        raise UserError(f"tasksets_config task_free: {options.model} trains modules task by task; leave it out")
+    if options.buffer_config.store == "augmented" or options.buffer_config.insertion == "task":
+        raise UserError(
+            f"buffer_config: {options.model} stores raw samples in every step; leave store and insertion out"
+        )
+    for key in ("use_adasum", "fp16_allreduce", "compile"):
+        if getattr(options, key):
+            raise UserError(
+                f"{key} does not go with {options.model}, which reduces its own few gradients; leave it out"
+            )
 
 
 def _start(options: "Options") -> "Communicator":
@@ -306,10 +331,12 @@ def _fingerprint(options: "Options") -> dict[str, Any]:
     return {
         "dataset": options.dataset,
         "tasksets_config": options.tasksets_config.model_dump(mode="json", exclude={"epochs"}),
+        "transform_config": options.transform_config.model_dump(mode="json"),
         "backbone": options.backbone,
         "backbone_config": _free_keys(options),
         "model": options.model,
         "model_config": options.strategy_config.model_dump(mode="json"),
+        "peft_config": options.peft_config.model_dump(mode="json"),
         "optimizer": phases[0].get("optimizer"),
         "training_only": options.training_only,
         "seed": options.seed,
@@ -368,6 +395,7 @@ def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
             scenario=tasksets.scenario,
             initial_increment=tasksets.initial_increment,
             increment=tasksets.increment,
+            last_smaller=tasksets.last_smaller,
             num_tasks=tasksets.num_tasks,
             domain=tasksets.domain,
             domain_seed=tasksets.domain_seed,
@@ -375,6 +403,8 @@ def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
             task_free=tasksets.task_free,
             concatenate_tasksets=tasksets.concatenate_tasksets,
             class_order_seed=tasksets.class_order_seed,
+            class_order=tasksets.class_order or (),
+            **options.transform_config.model_dump(),
             download=download,
             given=tasksets.splits,
         )
@@ -382,6 +412,12 @@ def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
     if options.download:
         comm.agree(lambda: build(True) if comm.rank == 0 else None)
     return comm.agree(lambda: build(False))
+
+
+def _fetch_weights(options: "Options") -> None:
+    from reprise import backbone
+
+    backbone.fetch(options.backbone, _free_keys(options))
 
 
 def _network(options: "Options", scenario: "Scenario") -> "nn.Module":
@@ -394,7 +430,7 @@ def _network(options: "Options", scenario: "Scenario") -> "nn.Module":
     return backbone.build(
         options.backbone,
         num_classes=scenario.num_classes,
-        sample_shape=scenario.sample_shape,
+        sample_shape=scenario.input_shape,
         config=_free_keys(options),
         target_shape=scenario.target_shape,
     )
@@ -456,9 +492,9 @@ def _buffer(
     from reprise.train import checkpoint
 
     strategy = STRATEGIES.get(options.model)
-    if not strategy.draws:
-        return None
     config = options.buffer_config
+    if not strategy.draws or (strategy.tunes and not config.given):
+        return None
     if not scenario.boundaries:
         for key in ("augmentations_offset", "soft_augmentations_offset", "insertion"):
             value = getattr(config, key)
@@ -563,23 +599,26 @@ def _strategy(
     device: "torch.device",
     comm: "Communicator",
     spans: "Spans",
+    selector: dict[str, Any] | None,
 ) -> "ContinualModel":
     from reprise import backbone
     from reprise.cl_models import STRATEGIES, Parts
     from reprise.cl_models.base import DISTILLATION, REPLAY
     from reprise.runtime import seeds
+    from reprise.train.grouped_gradients import GroupedGradients
     from reprise.train.stepper import Stepper
 
-    config = options.buffer_config
+    config, tunes = options.buffer_config, STRATEGIES.get(options.model).tunes
     stepper = Stepper(
         model,
         optimizer,
-        comm,
+        GroupedGradients(comm) if tunes else comm,
         device=device,
         span=spans.span,
         passes=options.batches_per_allreduce,
         half=_half(options, device),
         channels_last=options.channels_last,
+        max_norm=options.clip_grad,
     )
     parts = Parts(
         device=device,
@@ -596,8 +635,61 @@ def _strategy(
         stored=_stored(options, scenario),
         first_task={REPLAY: config.augmentations_offset, DISTILLATION: config.soft_augmentations_offset},
         insertion=config.insertion,
+        tuning=_tuning(options, scenario, network, comm, selector) if tunes else None,
     )
-    return STRATEGIES.get(options.model)(parts)
+    return comm.agree(lambda: STRATEGIES.get(options.model)(parts))
+
+
+def _tuning(
+    options: "Options",
+    scenario: "Scenario",
+    network: "nn.Module",
+    comm: "Communicator",
+    selector: dict[str, Any] | None,
+) -> "Tuning":
+    from reprise import backbone
+    from reprise.cl_models.base import Tuning
+
+    # Frozen weights never travel: ranks that have read different ones are found out here.
+    found = comm.allgather_object(backbone.fingerprint(network), name="backbone")
+    for rank, other in enumerate(found):
+        if other != found[0]:
+            raise SharedUserError(
+                f"rank {rank} has other frozen weights than rank 0; give all nodes the same file of pre-trained weights"
+            )
+    return Tuning(options.peft_config.model_dump(), comm, scenario.num_classes, options.seed, found[0], selector)
+
+
+def _selector(options: "Options", scenario: "Scenario", comm: "Communicator") -> "dict[str, Any] | None":
+    """The state of the finished run of Selector that --peft-config names, where the strategy needs one. Collective."""
+    import torch
+
+    from reprise.cl_models import STRATEGIES
+    from reprise.train import checkpoint
+
+    folder = options.peft_config.selector
+    if not STRATEGIES.get(options.model).needs_selector:
+        return None
+    if folder is None:
+        raise SharedUserError(
+            f"{options.model} needs a trained selector: run --model Selector first, on the same data and backbone, and "
+            "name its folder with --peft-config selector=results/NAME"
+        )
+    mine = _fingerprint(options)
+    fields = ("dataset", "tasksets_config", "transform_config", "backbone", "backbone_config")
+    wanted = {key: mine[key] for key in fields} | {"model": "Selector"}
+    found = checkpoint.choose(folder, wanted, comm, falls_back=True)
+    if found is None:
+        raise SharedUserError(
+            f"peft_config selector: no checkpoint in '{folder}'; name the folder of a run of Selector"
+        )
+    if found.progress.tasks_done < len(scenario.tasks):
+        raise SharedUserError(
+            f"peft_config selector: '{folder}' has trained {found.progress.tasks_done} of {len(scenario.tasks)} tasks; "
+            "let it finish first, e.g. with --resume"
+        )
+    state: dict[str, Any] = torch.load(found.folder / checkpoint.MODEL, weights_only=True, map_location="cpu")
+    return state
 
 
 def _half(options: "Options", device: "torch.device") -> "torch.dtype | None":
@@ -615,6 +707,7 @@ def _open(
     command: list[str],
     comm: "Communicator",
     folder: "RunFolder | None",
+    scenario: "Scenario",
     progress: "Progress",
     resumed: "Checkpoint | None",
     *,
@@ -652,6 +745,14 @@ def _open(
     if options.resume and not resumed and not goes_on:
         logger.info("nothing to resume in %s: beginning", folder.checkpoints)
     folder.write_start(resolved.to_yaml(), command, environment.describe(comm.size, comm.launcher))
+    folder.write_class_order(
+        {
+            "dataset": options.dataset,
+            "seed": options.tasksets_config.class_order_seed,
+            "order": scenario.class_order,
+            "tasks": [scenario.classes_of(task) for task in scenario.tasks],
+        }
+    )
     chosen: list[sinks.Sink] = [sinks.CsvSink(folder.metrics_csv), sinks.JsonlSink(folder.metrics_jsonl)]
     if options.tensorboard:
         chosen.append(sinks.TensorBoardSink(folder.tensorboard, progress.steps if goes_on else None))
@@ -684,6 +785,8 @@ def _unused(options: "Options") -> list[str]:
     lines = []
     if options.buffer_config.given and not strategy.draws:
         lines.append(f"--buffer-config has no effect: {options.model} uses no rehearsal buffer")
+    if options.peft_config.given and not strategy.tunes:
+        lines.append(f"--peft-config has no effect: {options.model} tunes no modules")
     if "threads" in options.buffer_config.given and options.buffer_config.implementation == "python":
         lines.append("buffer_config threads has no effect with implementation python")
     of_a_kind = {

@@ -15,6 +15,9 @@ from reprise.runtime.errors import UserError
 from reprise.runtime.registry import nearest
 from reprise.runtime.vision import ensure_torchvision
 
+LR = 6.25e-5  # Touvron et al. 2021: 5e-4 for a batch of 512; this is the share of a rank with 64
+OPTIONS = {"lr_min": 1e-6}
+
 
 def entry(name: str) -> Backbone:
     """The backbone that timm calls `name`; UserError with the nearest of our names and of timm's when it has none."""
@@ -28,8 +31,7 @@ def entry(name: str) -> Backbone:
             f"unknown backbone '{name}'{nearest(name, ours) or ';'} choose one of: {', '.join(ours)}; or one of timm's "
             f"{len(known)} networks{nearest(name, set(known).difference(ours))}"
         )
-    # Touvron et al. 2021: 5e-4 for a batch of 512; this is the share of a rank with 64.
-    return Backbone(make=partial(make, name), lr=6.25e-5, regime=regime, options={"lr_min": 1e-6})
+    return Backbone(make=partial(make, name), lr=LR, regime=regime, options=OPTIONS)
 
 
 def make(name: str, num_classes: int, sample_shape: Shape, options: Options) -> nn.Module:

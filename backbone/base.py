@@ -6,7 +6,8 @@ backbone/__init__.py holds the functions that main.py calls.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -19,6 +20,30 @@ Phases = list[dict[str, Any]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+class ExpectedInput(NamedTuple):
+    """What weights were trained on: images of size (height, width), less mean and over std per channel, from [0, 1]."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Weights(Protocol):
+    """Pre-trained weights that a configuration asks for. format: of their file, see pretrained.read."""
+
+    @property
+    def format(self) -> str: ...
+
+    def find(self) -> Path:
+        """Their file; UserError where it is not on this machine. Never downloads."""
+
+    def fetch(self) -> None:
+        """Download the file unless it is on this machine; UserError where that fails."""
+
+    def expects(self) -> ExpectedInput | None:
+        """What the network should be shown; None where nobody knows."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A network family and how it is trained unless the user says otherwise.
@@ -27,7 +52,8 @@ class Backbone:
     (b, num_classes), or to (b, *target_shape(sample_shape)) where the network reconstructs. lr: learning rate of one
     rank, before scaling. regime: (epochs of a task, options) -> phases for train/regime.py. options: the keys of
     --backbone-config that it takes, with their defaults. target_shape: of what it makes of one sample; None: logits.
-    loss: (outputs, y) -> per-sample losses (n,); None is cross-entropy.
+    loss: (outputs, y) -> per-sample losses (n,); None is cross-entropy. weights: options -> the pre-trained weights
+    that `make` loads, None for random ones; UserError where the options ask for what cannot be.
     """
 
     make: Callable[[int, Shape, Options], nn.Module]
@@ -36,6 +62,7 @@ class Backbone:
     options: Options = field(default_factory=dict)
     target_shape: Callable[[Shape], Shape] | None = None
     loss: Loss | None = None
+    weights: Callable[[Options], Weights | None] | None = None
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone")

@@ -5,7 +5,7 @@ ranks, accumulation) is the Stepper's business; where samples come from is the l
 from cl_models/rehearsal.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reprise.buffer import RehearsalBuffer
+from reprise.runtime.dist import Communicator
 from reprise.runtime.registry import Registry
 
 Metrics = dict[str, Tensor]
@@ -42,8 +43,25 @@ class Stepper(Protocol):
     def update(self) -> None: ...
     def forward(self, x: Any) -> Any: ...
     def reset(self) -> None: ...
+    def train_only(self, groups: Sequence[dict[str, Any]]) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What strategies that tune modules on a frozen network need besides (cl_models/peft/tuned.py).
+
+    options: the keys of --peft-config. comm: for statistics over all ranks. num_classes: of the whole data set.
+    backbone: a hash of the frozen weights, the same on all ranks. selector: the state of a finished run of Selector.
+    """
+
+    options: Mapping[str, Any]
+    comm: Communicator
+    num_classes: int
+    seed: int
+    backbone: str
+    selector: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,7 @@ class Parts:
     name. stored: the form of a sample in the buffer, "raw" to be augmented anew at every replay, "views" as trained on
     but in the raw dtype, "inputs" as the network got them. first_task: kind of draw -> first task that trains on it.
     insertion: when samples are offered to the buffer, in the step that trains on them or when their task has ended.
+    tuning: for strategies that tune modules.
     """
 
     device: torch.device
@@ -73,6 +92,7 @@ class Parts:
     stored: Stored = "raw"
     first_task: Mapping[str, int] = field(default_factory=dict)
     insertion: Insertion = "step"
+    tuning: Tuning | None = None
 
 
 class ContinualModel:
@@ -87,8 +107,17 @@ class ContinualModel:
     """Samples are stored with the network's outputs, hence as the very views that these belong to."""
     changes_gradients: ClassVar[bool] = False
     """The step works on gradients averaged over ranks. Adasum has none: it combines updates."""
+    tunes: ClassVar[bool] = False
+    """The network is a frozen transformer, and what is trained changes from task to task (cl_models/peft/tuned.py)."""
+    needs_selector: ClassVar[bool] = False
+    """A run of Selector comes first, and its folder is given."""
+    told_task: ClassVar[bool] = False
+    """In evaluation `predict` is told every sample's task, whatever the scenario."""
     hyperparameters: ClassVar[tuple[str, ...]] = ("reset_state_dict",)
     """The keys of --model-config that have a meaning here."""
+
+    routed: Tensor | None = None
+    """(n,) int64: the tasks that the last `predict` took its samples to be of; None where it infers none."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -100,6 +129,9 @@ class ContinualModel:
         The optimiser's momentum starts anew.
         """
         self.parts.stepper.reset()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch of the task, counted from 0, and when a run goes on within one."""
 
     def observe(self, x: Any, y: Tensor, task: int | None) -> Metrics:
         """One optimisation step on a batch of new, raw samples x (b, ...), still on the CPU.
@@ -119,6 +151,12 @@ class ContinualModel:
 
     def end_task(self, task: TaskLike | None) -> None:
         """Called after the last step of a task (or of a task-free stream), before evaluation."""
+
+    def consolidate(self, task: TaskLike, samples: Callable[[], Iterable[tuple[Any, Tensor]]]) -> None:
+        """Called after end_task, on all ranks, where tasks are told.
+
+        samples: this rank's share of the task's raw training samples in batches, each sample once on one rank.
+        """
 
     @property
     def memorises(self) -> bool:
@@ -162,11 +200,15 @@ class ContinualModel:
 
     def share_of_mean(self, outputs: Tensor, y: Tensor, rows: float) -> tuple[Tensor, Metrics]:
         """The same from outputs, and what the progress display shows of it. 0, and never NaN, where there are none."""
-        loss = self.parts.loss(outputs, y).sum() / rows
+        loss = self.per_sample(outputs, y).sum() / rows
         metrics = {"loss": loss.detach()}
         if not y.is_floating_point():
             metrics["accuracy"] = (outputs.detach().argmax(dim=1) == y).sum() / rows
         return loss, metrics
+
+    def per_sample(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Losses (n,) of outputs."""
+        return self.parts.loss(outputs, y)
 
 
 def mask_logits(logits: Tensor, classes: tuple[int, ...]) -> Tensor:

@@ -135,6 +135,12 @@ class RunFolder:
             json.dump(environment, stream, indent=2)
             stream.write("\n")
 
+    def write_class_order(self, content: Mapping[str, Any]) -> None:
+        """Write class_order.json: data set, seed, and its own numbers of the classes, all in order and task by task."""
+        with atomic_write(self.path / "class_order.json") as stream:
+            json.dump(content, stream)
+            stream.write("\n")
+
     def write_accuracy_matrix(self, matrix: ArrayLike, task_il: bool = False) -> None:
         """Rewrite accuracy_matrix.csv (or accuracy_matrix_task_il.csv) with the (n, T) rows known so far.
 
@@ -183,6 +189,7 @@ _WRITTEN_BY_A_RUN = (
     "config.yaml",
     "command.txt",
     "environment.json",
+    "class_order.json",
     "log.txt",
     "metrics.csv",
     "metrics.jsonl",

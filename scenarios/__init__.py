@@ -4,13 +4,21 @@ Importing a data set's file registers it, hence the unused imports; its librarie
 """
 
 from reprise.scenarios import (  # noqa: F401
+    aircraft,
+    cars,
     cifar,
     core50,
+    cub,
     digits,
+    dogs,
+    five_datasets,
     imagenet,
+    imagenet_r,
     mnist,
+    notmnist,
     ptycho,
     ptycho_synthetic,
+    svhn,
     synthetic,
     tiny_imagenet,
 )

@@ -5,14 +5,12 @@ ImageNet100/, ImageNet100-small/): train/<class>/*.JPEG and val/<class>/*.JPEG. 
 lines like "train/n01440764/n01440764_18.JPEG 0". Images are decoded on demand, never read into memory as a whole.
 """
 
-from itertools import chain
 from pathlib import Path
 
 import torch
 
-from reprise.runtime.errors import UserError
-from reprise.scenarios.image_files import ImageFiles, image_names, labels_of
-from reprise.scenarios.raw import DATASETS, RawData, damaged, home, require_files, unreadable
+from reprise.scenarios.image_files import ImageFiles, in_class_folders
+from reprise.scenarios.raw import DATASETS, RawData, damaged, home, require_files, text_lines
 from reprise.scenarios.resized_crop import CroppedImageTransform
 
 RAW, VIEW = 256, 224  # pixels: as stored, and as the network sees them; validation cuts them as the reference does
@@ -53,23 +51,8 @@ def imagenet100small(folder: Path, download: bool) -> RawData:
 
 
 def _folders(dataset: str, root: Path) -> RawData:
-    require_files(dataset, root, [root / TRAIN, root / TEST], REMEDY)
-    classes = sorted(path.name for path in (root / TRAIN).iterdir() if path.is_dir())
-    # By name and not by position: a class without validation images must not shift the labels of those after it.
-    unknown = sorted({path.name for path in (root / TEST).iterdir() if path.is_dir()} - set(classes))
-    if unknown:
-        raise damaged(dataset, root / TEST / unknown[0], f"there is no such class in {TRAIN}/", REMEDY)
-    if not classes:
-        raise UserError(f"data set '{dataset}': '{root / TRAIN}' has no class folders; {REMEDY}")
-    train, test = (_part(dataset, root, part, classes) for part in (TRAIN, TEST))
-    return RawData(train, test, len(classes), TRANSFORM)
-
-
-def _part(dataset: str, root: Path, part: str, classes: list[str]) -> ImageFiles:
-    folders = [root / part / name for name in classes]
-    names = [image_names(dataset, root, folder) if folder.is_dir() else [] for folder in folders]
-    labels = labels_of([len(of_class) for of_class in names])
-    return ImageFiles(dataset, root, list(chain.from_iterable(names)), labels, RAW)
+    train, test, num_classes = in_class_folders(dataset, root, (TRAIN, TEST), RAW, REMEDY)
+    return RawData(train, test, num_classes, TRANSFORM)
 
 
 def _listed(dataset: str, root: Path, subset: str) -> RawData:
@@ -81,20 +64,12 @@ def _listed(dataset: str, root: Path, subset: str) -> RawData:
 
 def _read_list(dataset: str, root: Path, file: Path) -> ImageFiles:
     """The images that a list names, in its order; that they exist shows when they are read."""
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise unreadable(dataset, file, error) from error
-    except UnicodeDecodeError as error:
-        raise damaged(dataset, file, "it is not text", LIST_REMEDY) from error
     names, labels = [], []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_lines(dataset, file, LIST_REMEDY), 1):
         words = line.split()
         if len(words) != 2 or not words[1].isdecimal() or int(words[1]) >= SUBSET_CLASSES:
             wanted = f"'path label' with a label from 0 to {SUBSET_CLASSES - 1}"
             raise damaged(dataset, file, f"line {number} is {line[:60]!r}, not {wanted}", LIST_REMEDY)
         names.append(words[0])
         labels.append(int(words[1]))
-    if not names:
-        raise damaged(dataset, file, "it is empty", LIST_REMEDY)
     return ImageFiles(dataset, root, names, torch.tensor(labels), RAW)

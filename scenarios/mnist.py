@@ -1,12 +1,15 @@
-"""MNIST (LeCun et al. 1998), read from idx files by continuum's loader (torchvision's parser underneath).
+"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017), read from idx files by continuum's loader
+(torchvision's parser underneath).
 
-Expected inside --dataset-dir, torchvision's layout: MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte, each as it
-is or with .gz as distributed. No checksums are asked for, but sizes are: the parser itself accepts files cut short.
+Expected inside --dataset-dir, torchvision's layout: MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte, or the same
+in FashionMNIST/raw, each as it is or with .gz as distributed. No checksums are asked for, but sizes are: the parser
+itself accepts files cut short.
 """
 
 import gzip
 import shutil
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,88 +20,113 @@ from reprise.scenarios.task import ArrayDataset
 from reprise.scenarios.transforms import ImageTransform
 
 NUM_CLASSES, SIZE = 10, 28
-SUBFOLDER = Path("MNIST", "raw")
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 TRAIN, TEST = "train", "t10k"
 
 
+@dataclass(frozen=True)
+class _Family:
+    """What differs between the two: names, and statistics of the training pixels."""
+
+    name: str
+    continuum_class: str  # and the folder that torchvision gives it
+    mean: float
+    std: float
+
+    @property
+    def subfolder(self) -> Path:
+        return Path(self.continuum_class, "raw")
+
+    def found(self, folder: Path, name: str) -> Path:
+        """The file as it lies in the folder, packed or not; the unpacked name when there is neither."""
+        plain = folder / self.subfolder / name
+        packed = plain.with_name(f"{name}.gz")
+        return packed if packed.is_file() and not plain.is_file() else plain
+
+
+MNIST = _Family("mnist", "MNIST", mean=0.1307, std=0.3081)
+FASHION_MNIST = _Family("fashionmnist", "FashionMNIST", mean=0.2860, std=0.3530)
+
+
 @DATASETS.register("mnist")
 def mnist(folder: Path, download: bool) -> RawData:
-    """60,000 training and 10,000 test images (1, 28, 28), or as many as the files hold."""
+    """60,000 training and 10,000 test images (1, 28, 28) of digits, or as many as the files hold."""
+    return _load(MNIST, folder, download)
+
+
+@DATASETS.register("fashionmnist")
+def fashionmnist(folder: Path, download: bool) -> RawData:
+    """60,000 training and 10,000 test images (1, 28, 28) of clothes, or as many as the files hold."""
+    return _load(FASHION_MNIST, folder, download)
+
+
+def _load(family: _Family, folder: Path, download: bool) -> RawData:
     ensure_torchvision()
     names = [f"{part}-{kind}" for part in (TRAIN, TEST) for kind in (IMAGES, LABELS)]
-    if download and not all(_found(folder, name).is_file() for name in names):
-        _download(folder)
-    require_files("mnist", folder, [_found(folder, name) for name in names], "fetch it with --download")
+    if download and not all(family.found(folder, name).is_file() for name in names):
+        _download(family, folder)
+    require_files(family.name, folder, [family.found(folder, name) for name in names], "fetch it with --download")
     # The parser reads unpacked files only, and the data folder may be read-only or shared with other ranks.
     with TemporaryDirectory(prefix="reprise-mnist-") as unpacked:
         root = folder
-        if any(_found(folder, name).suffix == ".gz" for name in names):
+        if any(family.found(folder, name).suffix == ".gz" for name in names):
             root = Path(unpacked)
-            (root / SUBFOLDER).mkdir(parents=True)
+            (root / family.subfolder).mkdir(parents=True)
             for name in names:
-                _unpack(_found(folder, name), root / SUBFOLDER / name)
-        train, test = _read(folder, root, TRAIN), _read(folder, root, TEST)
-    return RawData(train, test, NUM_CLASSES, ImageTransform(mean=(0.1307,), std=(0.3081,)))
+                _unpack(family, family.found(folder, name), root / family.subfolder / name)
+        train, test = _read(family, folder, root, TRAIN), _read(family, folder, root, TEST)
+    return RawData(train, test, NUM_CLASSES, ImageTransform(mean=(family.mean,), std=(family.std,)))
 
 
-def _found(folder: Path, name: str) -> Path:
-    """The file as it lies in the folder, packed or not; the unpacked name when there is neither."""
-    plain = folder / SUBFOLDER / name
-    packed = plain.with_name(f"{name}.gz")
-    return packed if packed.is_file() and not plain.is_file() else plain
-
-
-def _download(folder: Path) -> None:
-    from continuum.datasets import MNIST
+def _download(family: _Family, folder: Path) -> None:
+    from continuum import datasets
 
     try:
-        MNIST(str(folder), train=True, download=True)
+        getattr(datasets, family.continuum_class)(str(folder), train=True, download=True)
     except (OSError, RuntimeError) as error:  # no network, no space, a mirror's file with a wrong checksum
-        raise download_failed("mnist", folder, error) from error
+        raise download_failed(family.name, folder, error) from error
 
 
-def _unpack(source: Path, target: Path) -> None:
+def _unpack(family: _Family, source: Path, target: Path) -> None:
     opener = gzip.open if source.suffix == ".gz" else open
     try:
         with opener(source, "rb") as packed, target.open("wb") as plain:
             shutil.copyfileobj(packed, plain)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise damaged("mnist", source, str(error)) from error
+        raise damaged(family.name, source, str(error)) from error
     except OSError as error:
-        raise UserError(f"data set 'mnist': cannot unpack '{source}': {error.strerror or error}") from error
+        raise UserError(f"data set '{family.name}': cannot unpack '{source}': {error.strerror or error}") from error
 
 
-def _read(folder: Path, root: Path, part: str) -> ArrayDataset:
+def _read(family: _Family, folder: Path, root: Path, part: str) -> ArrayDataset:
     """Samples of one part, read below `root`; errors name the file in `folder`."""
-    from continuum.datasets import MNIST
+    from continuum import datasets
 
-    counts = [
-        _check(_found(folder, f"{part}-{kind}"), root / SUBFOLDER / f"{part}-{kind}") for kind in (IMAGES, LABELS)
-    ]
+    names = [f"{part}-{kind}" for kind in (IMAGES, LABELS)]
+    counts = [_check(family, family.found(folder, name), root / family.subfolder / name) for name in names]
     if counts[0] != counts[1]:
-        raise damaged("mnist", _found(folder, f"{part}-{LABELS}"), f"{counts[1]} labels for {counts[0]} images")
+        raise damaged(family.name, family.found(folder, names[1]), f"{counts[1]} labels for {counts[0]} images")
     # Not get_data(): it takes labels without a 0 among them for labels that count from 1.
-    loaded = MNIST(str(root), train=part == TRAIN, download=False).dataset
+    loaded = getattr(datasets, family.continuum_class)(str(root), train=part == TRAIN, download=False).dataset
     return ArrayDataset(loaded.data.unsqueeze(1), loaded.targets)
 
 
-def _check(shown: Path, file: Path) -> int:
+def _check(family: _Family, shown: Path, file: Path) -> int:
     """Samples in an idx file, after comparing its header with its size and, for labels, its values with the classes."""
     images = file.name.endswith(IMAGES)
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise unreadable("mnist", shown, error) from error
+        raise unreadable(family.name, shown, error) from error
     words = [int.from_bytes(content[at : at + 4], "big") for at in range(0, 16 if images else 8, 4)]
     expected = [0x803, words[1], SIZE, SIZE] if images else [0x801, words[1]]
     if words != expected:
-        raise damaged("mnist", shown, f"its header is not that of MNIST {'images' if images else 'labels'}")
+        raise damaged(family.name, shown, f"its header is not that of MNIST {'images' if images else 'labels'}")
     size = 4 * len(words) + words[1] * (SIZE * SIZE if images else 1)
     if len(content) != size:
-        raise damaged("mnist", shown, f"{len(content)} bytes instead of {size}")
+        raise damaged(family.name, shown, f"{len(content)} bytes instead of {size}")
     if words[1] == 0:
-        raise damaged("mnist", shown, "it holds no samples")
+        raise damaged(family.name, shown, "it holds no samples")
     if not images and max(content[8:]) >= NUM_CLASSES:
-        raise damaged("mnist", shown, f"label {max(content[8:])} is none of the {NUM_CLASSES} classes")
+        raise damaged(family.name, shown, f"label {max(content[8:])} is none of the {NUM_CLASSES} classes")
     return words[1]

@@ -60,6 +60,19 @@ def damaged(dataset: str, file: Path, reason: str, remedy: str = FETCH_AGAIN) ->
     return UserError(f"data set '{dataset}': file '{file}' is damaged ({reason}); {remedy}")
 
 
+def text_lines(dataset: str, file: Path, remedy: str = FETCH_AGAIN) -> list[str]:
+    """The lines of a text file; UserError when it cannot be read, is not text or is empty."""
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise unreadable(dataset, file, error) from error
+    except UnicodeDecodeError as error:
+        raise damaged(dataset, file, "it is not text", remedy) from error
+    if not lines:
+        raise damaged(dataset, file, "it is empty", remedy)
+    return lines
+
+
 def unreadable(dataset: str, file: Path, error: OSError) -> UserError:
     """The error for a file that the system will not read."""
     return UserError(f"data set '{dataset}': cannot read '{file}': {error.strerror or error}")

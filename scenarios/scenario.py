@@ -18,6 +18,7 @@ from reprise.runtime.seeds import torch_generator
 from reprise.scenarios import domains, splits
 from reprise.scenarios.raw import DATASETS, RawData
 from reprise.scenarios.task import Divisible, Samples, Task
+from reprise.scenarios.transform_presets import OWN, with_preset
 from reprise.scenarios.transforms import Transform
 
 SCENARIOS = ("class", "task", "domain", "instance", "reconstruction")
@@ -46,6 +47,16 @@ class Scenario:
     concatenated: bool = False
     boundaries: bool = True
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a sample as the network sees it, after augmentation or in evaluation."""
+        return tuple(self.transform.view(torch.zeros((1, *self.sample_shape), dtype=self.sample_dtype)).shape[1:])
+
+    def classes_of(self, task: Task) -> tuple[int, ...]:
+        """The data set's own numbers of a task's classes, in the order of their labels."""
+        first = task.index * self.num_classes if len(self.class_order) > self.num_classes else 0
+        return tuple(self.class_order[first + label] for label in task.classes)
+
     def total_train_samples(self) -> int:
         """Distinct training samples of all tasks together."""
         sizes = [len(task.train) for task in self.tasks]
@@ -59,12 +70,17 @@ def build(
     scenario: str = "class",
     initial_increment: int = 0,
     increment: int = 1,
+    last_smaller: bool = False,
     num_tasks: int = 1,
     domain: str = "permuted",
     domain_seed: int = 0,
     datasets: Sequence[str] = (),
     concatenate_tasksets: bool = False,
     class_order_seed: int | None,
+    class_order: Sequence[int] = (),
+    preset: str = OWN,
+    size: int | None = None,
+    normalise: str = OWN,
     task_free: bool = False,
     download: bool = False,
     given: bool,
@@ -73,7 +89,8 @@ def build(
 
     given: whether any option of the tasksets was set; if none was, the whole data set is one task. Scenarios:
     "class", "task": initial_increment classes in the first task (0: as in the others), increment in each other one,
-    test samples split alike; what the two differ in is whether the task is known when a sample is classified.
+    fewer in the last one where last_smaller allows it; test samples split alike; what the two differ in is whether the
+    task is known when a sample is classified.
     "instance": num_tasks tasks of all classes; training and test set are each cut into num_tasks parts per class, in
     the order of the files, and what does not divide goes to the first task (continuum's rule).
     "domain": num_tasks tasks of all samples, the first one as they are, the others with the pixels "permuted" or the
@@ -81,7 +98,8 @@ def build(
     from each other alone; or, given `datasets`, one task per data set, made alike.
     "reconstruction": num_tasks tasks of neighbouring scans; no scan is in two tasks.
     concatenate_tasksets: task i trains on the data of tasks 0 to i, and is tested on its own. class_order_seed: None
-    for the natural order of classes. task_free: a stream whose tasks the strategy is not told of.
+    for the natural order of classes, or for class_order, the data set's classes in the order in which they come.
+    preset, size, normalise: see transform_presets.py. task_free: a stream whose tasks the strategy is not told of.
     Raises UserError for what does not fit, and for missing or damaged files.
     """
     if scenario not in SCENARIOS:
@@ -89,15 +107,25 @@ def build(
             f"unknown scenario '{scenario}'{nearest(scenario, SCENARIOS)}; choose one of: {', '.join(SCENARIOS)}"
         )
     place = Path(folder).expanduser()
-    raw = DATASETS.get(dataset)(place, download)
+
+    def read(name: str) -> RawData:
+        return with_preset(name, DATASETS.get(name)(place, download), preset, size, normalise)
+
+    raw = read(dataset)
     if given:
         _check_kind(dataset, raw, scenario)
-    order, transform, num_classes = _class_order(raw.num_classes, class_order_seed), raw.transform, raw.num_classes
+    order = _class_order(dataset, raw.num_classes, class_order_seed, class_order)
+    transform, num_classes = raw.transform, raw.num_classes
     if given and scenario == "domain" and (datasets or domain != "split"):
         if datasets:
-            raws = [raw, *(DATASETS.get(name)(place, download) for name in datasets[1:])]
+            raws = [raw, *map(read, datasets[1:])]
             looks = domains.as_the_first(datasets, raws)
         else:
+            if preset != OWN:
+                raise UserError(
+                    f"transform_config preset '{preset}' cuts images, and domain '{domain}' is for images used whole; "
+                    "leave the preset out"
+                )
             raws, looks = [raw] * num_tasks, domains.looks(dataset, raw, domain, num_tasks, domain_seed)
             transform = domains.without_augmentation(transform)
         parts = _seen(raws, looks, order, concatenate_tasksets)
@@ -111,7 +139,7 @@ def build(
         elif scenario == "domain":
             split, num_classes = splits.within_tasks(dataset, raw, order, increment), increment
         else:
-            split = splits.by_class(dataset, raw, order, initial_increment, increment)
+            split = splits.by_class(dataset, raw, order, initial_increment, increment, last_smaller=last_smaller)
         parts = _cut(raw, split, concatenate_tasksets)
     tasks = tuple(
         Task(
@@ -151,10 +179,25 @@ def _check_kind(dataset: str, raw: RawData, scenario: str) -> None:
         raise UserError(f"scenario '{scenario}' does not go with data set '{dataset}': it has {kind}; {remedy}")
 
 
-def _class_order(num_classes: int, seed: int | None) -> tuple[int, ...]:
+def _class_order(dataset: str, num_classes: int, seed: int | None, order: Sequence[int]) -> tuple[int, ...]:
+    if order:
+        _check_class_order(dataset, num_classes, order)
+        return tuple(order)
     if seed is None:
         return tuple(range(num_classes))
     return tuple(torch.randperm(num_classes, generator=torch_generator(seed, "class order")).tolist())
+
+
+def _check_class_order(dataset: str, num_classes: int, order: Sequence[int]) -> None:
+    wanted, seen = f"each of the {num_classes} classes 0 to {num_classes - 1} of '{dataset}' once", set(order)
+    unknown = sorted(seen.difference(range(num_classes)))
+    missing = sorted(set(range(num_classes)) - seen)
+    for problem, classes in (("names class", unknown), ("lacks class", missing)):
+        if classes:
+            raise UserError(f"class_order {problem} {classes[0]}; it has to name {wanted}")
+    if len(order) > num_classes:
+        twice = next(label for i, label in enumerate(order) if label in order[:i])
+        raise UserError(f"class_order names class {twice} twice; it has to name {wanted}")
 
 
 def _cut(raw: RawData, split: tuple[splits.Split, splits.Split], concatenate: bool) -> _Parts:

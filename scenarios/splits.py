@@ -31,11 +31,22 @@ def one_task(raw: RawData, order: tuple[int, ...]) -> tuple[Split, Split]:
 
 
 def by_class(
-    dataset: str, raw: RawData, order: tuple[int, ...], initial_increment: int, increment: int
+    dataset: str,
+    raw: RawData,
+    order: tuple[int, ...],
+    initial_increment: int,
+    increment: int,
+    *,
+    last_smaller: bool = False,
 ) -> tuple[Split, Split]:
-    """Tasks of new classes, for the training and for the test samples."""
-    _check_increments(dataset, raw.num_classes, initial_increment, increment)
+    """Tasks of new classes, for the training and for the test samples.
+
+    last_smaller: where increment does not divide the classes, the last task has those that are left.
+    """
+    _check_increments(dataset, raw.num_classes, initial_increment, increment, last_smaller)
     _check_classes(dataset, raw)
+    num_whole, rest = divmod(raw.num_classes - initial_increment, increment)
+    increments = [size for size in (initial_increment, *[increment] * num_whole, rest) if size]
     ensure_torchvision()
     from continuum.datasets import InMemoryDataset
     from continuum.scenarios import ClassIncremental
@@ -43,9 +54,7 @@ def by_class(
     def split(y: Ints) -> Split:
         # continuum needs only the labels for the split: positions stand for the samples.
         data = InMemoryDataset(np.arange(len(y)), y, download=False)
-        tasks = ClassIncremental(
-            data, increment=increment, initial_increment=initial_increment, class_order=list(order)
-        )
+        tasks = ClassIncremental(data, increment=increments, class_order=list(order))
         _, labels, task_ids = tasks.dataset
         return labels, task_ids.astype(np.int64)
 
@@ -91,7 +100,9 @@ def by_scan(dataset: str, raw: RawData, num_tasks: int) -> tuple[Split, Split]:
     return split(raw.scans[0]), split(raw.scans[1])
 
 
-def _check_increments(dataset: str, num_classes: int, initial_increment: int, increment: int) -> None:
+def _check_increments(
+    dataset: str, num_classes: int, initial_increment: int, increment: int, last_smaller: bool
+) -> None:
     if increment < 1:
         raise UserError(f"increment {increment} is not a number of classes; give 1 or more")
     if initial_increment < 0:
@@ -99,13 +110,13 @@ def _check_increments(dataset: str, num_classes: int, initial_increment: int, in
     for key, value in (("initial_increment", initial_increment), ("increment", increment)):
         if value > num_classes:
             raise UserError(f"{key} {value} is more than the {num_classes} classes of '{dataset}'; lower it")
-    if (num_classes - initial_increment) % increment:
+    if (num_classes - initial_increment) % increment and not last_smaller:
         rest = num_classes - initial_increment
         fitting = ", ".join(str(n) for n in range(1, rest + 1) if rest % n == 0)
         raise UserError(
             f"increment {increment} does not divide the {rest} classes of '{dataset}' that initial_increment "
             f"{initial_increment} leaves; choose an increment among {fitting}, or initial_increment "
-            f"{num_classes % increment or increment}"
+            f"{num_classes % increment or increment}, or set last_smaller"
         )
 
 

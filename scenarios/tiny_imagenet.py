@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from reprise.scenarios.image_files import ImageFiles, image_names, labels_of
-from reprise.scenarios.raw import DATASETS, RawData, damaged, home, require_files, unreadable
+from reprise.scenarios.raw import DATASETS, RawData, damaged, home, require_files, text_lines
 from reprise.scenarios.transforms import ImageTransform
 
 NAME, SIZE = "tinyimagenet", 64
@@ -27,7 +27,7 @@ def tinyimagenet(folder: Path, download: bool) -> RawData:
     root = folder / SUBFOLDER
     classes_file, annotations = root / "wnids.txt", root / "val" / "val_annotations.txt"
     require_files(NAME, folder, [classes_file, root / "train", annotations], REMEDY)
-    classes = [line.strip() for line in _lines(classes_file) if line.strip()]
+    classes = [line.strip() for line in text_lines(NAME, classes_file, AGAIN) if line.strip()]
     if not classes or len(set(classes)) < len(classes):
         raise damaged(NAME, classes_file, f"{len(classes)} lines name {len(set(classes))} classes", AGAIN)
     # The crops and flips of CIFAR's recipe; statistics of the training pixels.
@@ -46,7 +46,7 @@ def _test(folder: Path, annotations: Path, classes: list[str]) -> ImageFiles:
     label_of = {name: label for label, name in enumerate(classes)}
     place = annotations.parent.relative_to(folder) / "images"
     names, labels = [], []
-    for number, line in enumerate(_lines(annotations), 1):
+    for number, line in enumerate(text_lines(NAME, annotations, AGAIN), 1):
         # File, class and the corners of a box, separated by tabulators.
         words = line.split("\t")
         if len(words) < 2 or words[1] not in label_of:
@@ -54,15 +54,4 @@ def _test(folder: Path, annotations: Path, classes: list[str]) -> ImageFiles:
             raise damaged(NAME, annotations, reason, AGAIN)
         names.append(str(place / words[0]))
         labels.append(label_of[words[1]])
-    if not names:
-        raise damaged(NAME, annotations, "it is empty", AGAIN)
     return ImageFiles(NAME, folder, names, torch.tensor(labels), SIZE)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise unreadable(NAME, file, error) from error
-    except UnicodeDecodeError as error:
-        raise damaged(NAME, file, "it is not text", AGAIN) from error

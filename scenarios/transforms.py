@@ -74,21 +74,26 @@ _constants: dict[tuple[Normalised, torch.device], tuple[Tensor, Tensor]] = {}
 
 @dataclass(frozen=True)
 class ImageTransform(Normalised):
-    """Raw images (b, C, H, W), shifted and mirrored.
+    """Raw images (b, C, H, W), shifted and mirrored, and resized last.
 
     padding: for training, cut each image at a random place out of itself with so many black pixels on every side;
-    0 for none. flip: for training, mirror each image left to right with probability 1/2.
+    0 for none. flip: for training, mirror each image left to right with probability 1/2. size: side of the views in
+    pixels; None for that of the images.
     """
 
     padding: int = 0
     flip: bool = False
+    size: int | None = None
 
     def view(self, x: Tensor) -> Tensor:
-        """The images as they are."""
-        return x
+        """The images, as they are or resized."""
+        return x if self.size is None else resized(x, self.size)
 
     def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Shift and mirror every image by its own draw from `generator`, which may live on the CPU."""
+        return self.view(self._moved(x, generator))
+
+    def _moved(self, x: Tensor, generator: torch.Generator) -> Tensor:
         if not self.padding and not self.flip:
             return x
         batch, channels, height, width = x.shape
@@ -108,6 +113,12 @@ class ImageTransform(Normalised):
         samples = torch.arange(batch, device=x.device).view(batch, 1, 1, 1)
         planes = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
         return padded[samples, planes, rows.view(batch, 1, height, 1), columns.view(batch, 1, 1, width)]
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """Images (b, C, H, W) as (b, C, size, size) of the same dtype: bilinear with antialias, as torchvision's resize."""
+    values = torch.nn.functional.interpolate(x.to(torch.float32), (size, size), mode="bilinear", antialias=True)
+    return values if x.is_floating_point() else values.round_().to(x.dtype)
 
 
 def to_device(draws: Tensor, device: torch.device) -> Tensor:

@@ -41,6 +41,7 @@ SEE = {
     "optimizer_regime": "backbones.md#writing-a-regime",
     "resume": "reliability.md",
     "tasksets_config": "data.md",
+    "transform_config": "data.md#what-the-network-sees",
     "timeout": "reliability.md#exit-codes-and-a-batch-script-that-requeues",
 }
 """Option -> where there is more about it."""

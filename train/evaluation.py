@@ -23,13 +23,15 @@ from reprise.scenarios.scenario import Scenario
 class Scores:
     """Per task j: accuracies (fractions) under both protocols, mean loss, and samples counted on all ranks.
 
-    Reconstruction: class_il holds mean absolute errors, task_il is None.
+    Reconstruction: class_il holds mean absolute errors, task_il is None. task_identity: how often a strategy that
+    infers a sample's task has it right (Acc@task); None for others.
     """
 
     class_il: npt.NDArray[np.float64]
     task_il: npt.NDArray[np.float64] | None
     loss: npt.NDArray[np.float64]
     samples: npt.NDArray[np.int64]
+    task_identity: npt.NDArray[np.float64] | None = None
 
 
 def average_statistics(network: torch.nn.Module, comm: Communicator) -> None:
@@ -56,13 +58,16 @@ def evaluate(
 ) -> Scores:
     """Score `strategy` on every task. Collective. batch_size: per rank. after_each: called after each task."""
     reconstructs = scenario.target_shape is not None
-    # Rows: correct (class-incremental) or sum of absolute errors, correct (task-incremental), summed loss, samples.
-    totals = torch.zeros((4, len(scenario.tasks)), dtype=torch.float64, device=device)
+    # Rows: correct (class-incremental) or sum of absolute errors, correct (task-incremental), summed loss, samples,
+    # right tasks.
+    totals = torch.zeros((5, len(scenario.tasks)), dtype=torch.float64, device=device)
+    routes = False
     for task in scenario.tasks:
         sampler = EvalSampler(len(task.test), batch_size, rank=comm.rank, world_size=comm.size)
         for x, y in eval_loader(task.test, sampler):
             y = y.to(device, non_blocking=True)
-            outputs = strategy.predict(x.to(device, non_blocking=True)).float()
+            told = task if strategy.told_task else None
+            outputs = strategy.predict(x.to(device, non_blocking=True), told).float()
             if reconstructs:
                 totals[0, task.index] += (outputs - y).abs().flatten(1).mean(dim=1).sum()
             else:
@@ -71,7 +76,11 @@ def evaluate(
                 totals[1, task.index] += (known_task.argmax(dim=1) == y).sum()
             totals[2, task.index] += strategy.parts.loss(outputs, y).sum()
             totals[3, task.index] += len(y)
+            if strategy.routed is not None:
+                routes = True
+                totals[4, task.index] += (strategy.routed == task.index).sum()
         after_each()
     counts = comm.allreduce(totals.cpu(), op="sum", name="evaluation").numpy()
-    class_il, task_il, loss = counts[:3] / counts[3]
-    return Scores(class_il, None if reconstructs else task_il, loss, counts[3].astype(np.int64))
+    class_il, task_il, loss, identity = counts[[0, 1, 2, 4]] / counts[3]
+    samples = counts[3].astype(np.int64)
+    return Scores(class_il, None if reconstructs else task_il, loss, samples, identity if routes else None)

@@ -21,8 +21,8 @@ from reprise.report.sinks import MetricRow, SinkList
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import PeerLost, RanksChanged, UserError
 from reprise.runtime.spans import Spans
-from reprise.scenarios.loader import Batches, train_loader
-from reprise.scenarios.sampler import TrainSampler
+from reprise.scenarios.loader import Batches, eval_loader, train_loader
+from reprise.scenarios.sampler import EvalSampler, TrainSampler
 from reprise.scenarios.scenario import Scenario
 from reprise.scenarios.task import Task
 from reprise.train.checkpoint import Progress
@@ -118,6 +118,9 @@ class Loop:
         if told or task.index == len(self.scenario.tasks) - 1:
             self.strategy.end_task(told)
         average_statistics(self.strategy.network, self.comm)
+        if told:
+            self.comm.at(f"what follows the training of task {task.index}")
+            self.strategy.consolidate(task, partial(self._share, task))
         if self.strategy.memorises:
             self._memorise(task, sampler, loader)
 
@@ -131,6 +134,7 @@ class Loop:
         schedule: Callable[[float], float],
     ) -> None:
         sampler.set_epoch(epoch, self.progress.samples)
+        self.strategy.begin_epoch(epoch)
         started, step, images, mean = perf_counter(), -1, 0, _Mean(self._means, self.settings.device)
         self._means = {}
         told = task.index if self.scenario.boundaries else None
@@ -202,6 +206,13 @@ class Loop:
         seconds = self.progress.train_seconds + perf_counter() - started
         self.progress = replace(self.progress, train_seconds=seconds)
 
+    def _share(self, task: Task) -> Batches:
+        """This rank's part of a task's training samples, un-augmented and each of them once on one rank."""
+        sampler = EvalSampler(
+            len(task.train), self.settings.eval_batch_size, rank=self.comm.rank, world_size=self.comm.size
+        )
+        return eval_loader(task.train, sampler)
+
     def _schedule(self, task: Task) -> tuple[Regime, Callable[[float], float]]:
         """A task's regime, and from epochs of the task to the epochs that the regime counts.
 
@@ -257,6 +268,8 @@ class Loop:
         names = {"class_il": "accuracy", "task_il": "accuracy_task_il"}
         if scores.task_il is None:
             names = {"class_il": "absolute_error"}
+        if scores.task_identity is not None:
+            names["task_identity"] = "accuracy_of_task"
         for name in (*names, "loss", "samples"):
             for index, value in enumerate(getattr(scores, name)):
                 self._log(task, epoch, f"test_task_{index}", names.get(name, name), float(value))

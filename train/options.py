@@ -20,6 +20,7 @@ from reprise.runtime import config
 from reprise.runtime.config import Choices, ConflictError, Section, Source
 from reprise.runtime.config_flags import FlagParser, add_flags, flag_values
 from reprise.runtime.config_text import read_section
+from reprise.train.peft_options import PeftConfig
 
 Count = Annotated[int, Ge(1)]
 FromZero = Annotated[int, Ge(0)]
@@ -144,6 +145,10 @@ class TasksetsConfig(Section):
         default=0, description="class, task: classes in the first task; 0: as increment"
     )
     increment: Count = Field(default=1, description="class, task, domain split: classes in each task")
+    last_smaller: bool = Field(
+        default=False,
+        description="class, task: let the last task have fewer classes where increment does not divide them",
+    )
     num_tasks: Count = Field(default=1, description="domain, instance, reconstruction: number of tasks")
     domain: Literal["permuted", "rotated", "split"] = Field(
         default="permuted",
@@ -167,6 +172,10 @@ class TasksetsConfig(Section):
     class_order_seed: FromZero | None = Field(
         default=None, description="seed that shuffles the classes; none: natural order"
     )
+    class_order: Annotated[list[FromZero], MinLen(1)] | None = Field(
+        default=None,
+        description="the data set's classes, all of them, in the order in which they come; instead of a seed",
+    )
 
     @property
     def splits(self) -> bool:
@@ -176,7 +185,7 @@ class TasksetsConfig(Section):
 
     @model_validator(mode="after")
     def _keys_fit_the_scenario(self) -> "TasksetsConfig":
-        by_class = ("initial_increment", "increment")
+        by_class = ("initial_increment", "increment", "last_smaller")
         by_look = ("domain", "domain_seed", "datasets")
         classes = "set increment (classes in each task)"
         kind = f"scenario '{self.scenario}'"
@@ -185,10 +194,11 @@ class TasksetsConfig(Section):
             "task": (("num_tasks", *by_look), classes),
             "domain": (by_class, "set num_tasks, or datasets"),
             "instance": ((*by_class, *by_look), "set num_tasks"),
-            "reconstruction": ((*by_class, *by_look, "class_order_seed"), "set num_tasks"),
+            "reconstruction": ((*by_class, *by_look, "class_order_seed", "class_order"), "set num_tasks"),
         }[self.scenario]
         if self.scenario == "domain" and self.domain == "split":
-            kind, foreign, remedy = "domain 'split'", ("initial_increment", "num_tasks", "domain_seed"), classes
+            kind, remedy = "domain 'split'", classes
+            foreign = ("initial_increment", "last_smaller", "num_tasks", "domain_seed")
         for key in foreign:
             if self._is_set(key):
                 message = f"{key} {getattr(self, key)} has no meaning for {kind}; {remedy} instead"
@@ -203,6 +213,9 @@ class TasksetsConfig(Section):
                 raise ConflictError(f"{message}; leave one of them out", key, "datasets")
         if self.datasets and len(set(self.datasets)) < len(self.datasets):
             raise ConflictError(f"datasets {self.datasets} names one twice; leave it out", "datasets")
+        if self.class_order is not None and self.class_order_seed is not None:
+            message = f"class_order and class_order_seed {self.class_order_seed} both say how classes come"
+            raise ConflictError(f"{message}; leave one of them out", "class_order_seed", "class_order")
         if self.task_free and self.concatenate_tasksets:
             message = "concatenate_tasksets has no meaning for a task-free stream; leave it or task_free out"
             raise ConflictError(message, "concatenate_tasksets", "task_free")
@@ -210,6 +223,25 @@ class TasksetsConfig(Section):
 
     def _is_set(self, key: str) -> bool:
         return bool(getattr(self, key) != type(self).model_fields[key].default)
+
+
+class TransformConfig(Section):
+    """What happens to images between the data set and the network."""
+
+    example: ClassVar[str] = "{'preset': 'hide', 'size': 224, 'normalise': 'imagenet'}"
+    preset: Literal["own", "hide", "hide_cifar", "slca", "slca_cub"] = Field(
+        default="own",
+        description="augmentation, evaluation view and normalisation: hide (HiDe-PET's), hide_cifar (its for CIFAR), "
+        "slca (SLCA's for ImageNet-R), slca_cub (its for CUB-200 and Cars-196); own: the data set's",
+    )
+    size: Count | None = Field(
+        default=None,
+        description="side of the network's input, pixels; none: the data set's own, and 224 with another preset",
+    )
+    normalise: Literal["own", "none", "imagenet", "half", "cifar"] = Field(
+        default="own",
+        description="mean and standard deviation; own: the preset's; none: values from 0 to 1; half: 0.5 and 0.5",
+    )
 
 
 class ModelConfig(Section):
@@ -310,9 +342,14 @@ class DataOptions(Section):
 
     dataset: Name = Field(default="mnist", description="data set")
     dataset_dir: Name = Field(default="./datasets", description="folder of the data sets")
-    download: bool = Field(default=False, description="fetch a data set that is not in its folder yet")
+    download: bool = Field(
+        default=False, description="fetch a data set, or pre-trained weights, that are not there yet"
+    )
     tasksets_config: TasksetsConfig = Field(
         default=TasksetsConfig(), description="the sequence of tasks; without it the whole data set is one task"
+    )
+    transform_config: TransformConfig = Field(
+        default=TransformConfig(), description="size, augmentation and normalisation of images"
     )
     dataloader_workers: FromZero = Field(
         default=0, description="loader processes per rank; 0: none besides the trainer"
@@ -330,7 +367,7 @@ class ModelOptions(Section):
     backbone: Name = Field(
         default="mnistnet",
         description="network: candlenet, convnext, efficientnetv2, ghostnet, mlp, mnistnet, mobilenetv3, ptychonn, "
-        "resnet18, resnet50, or any of timm by its name there (the reference's default is resnet50)",
+        "resnet18, resnet50, vit, or any of timm by its name there (the reference's default is resnet50)",
     )
     backbone_config: BackboneConfig = Field(default=BackboneConfig(), description="settings of the backbone")
     model: Name = Field(default="Vanilla", description="continual-learning strategy")
@@ -366,6 +403,7 @@ class TrainingOptions(Section):
     amp_dtype: Literal["auto", "bfloat16", "float16"] = Field(
         default="auto", description="type of mixed precision; auto: float16 on a GPU, bfloat16 on the CPU"
     )
+    clip_grad: AboveZero | None = Field(default=None, description="largest norm of the gradient; none: any")
     channels_last: bool = Field(default=False, description="lay images out pixel by pixel instead of plane by plane")
     compile: bool = Field(default=False, description="compile the network with torch.compile before training")
 
@@ -384,6 +422,12 @@ class DistributionOptions(Section):
         description="seconds that a collective may take before the run ends; none: REPRISE_TIMEOUT, else 300, and "
         "3600 with --download",
     )
+
+
+class PeftOptions(Section):
+    """Parameter-efficient strategies."""
+
+    peft_config: PeftConfig = Field(default=PeftConfig(), description="modules on a frozen vision transformer")
 
 
 class BufferOptions(Section):
@@ -427,7 +471,14 @@ class OutputOptions(Section):
 
 
 class Options(
-    RunOptions, DataOptions, ModelOptions, TrainingOptions, DistributionOptions, BufferOptions, OutputOptions
+    RunOptions,
+    DataOptions,
+    ModelOptions,
+    TrainingOptions,
+    DistributionOptions,
+    BufferOptions,
+    PeftOptions,
+    OutputOptions,
 ):
     """Every option of a run, checked one by one and against each other."""
 
@@ -447,6 +498,9 @@ class Options(
             # Adasum combines updates inside backward(), before gradients could be unscaled.
             message = "use_adasum does not go with use_amp; leave one of them out"
             raise ConflictError(message, "use_adasum", "use_amp")
+        if self.use_adasum and self.clip_grad is not None:
+            message = "use_adasum does not go with clip_grad: it combines updates; leave one of them out"
+            raise ConflictError(message, "use_adasum", "clip_grad")
         if self.amp_dtype != "auto" and not self.use_amp:
             message = f"amp_dtype {self.amp_dtype} has no meaning without use_amp; add it, or leave amp_dtype out"
             raise ConflictError(message, "amp_dtype", "use_amp")

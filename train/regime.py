@@ -106,6 +106,8 @@ class Regime:
     def apply(self, optimizer: torch.optim.Optimizer, epoch: float, step: int) -> float:
         """Set rate and hyper-parameters of every parameter group for this point of the task; returns the rate.
 
+        A group's "lr_scale" multiplies its rate.
+
         epoch: fractional, epochs of the task finished plus the part of the current one that is done. step: steps of the
         whole run that are done, over all its tasks. Touches no tensor.
         """
@@ -113,6 +115,7 @@ class Regime:
         settings = {**self._at(epoch).hyperparameters, "lr": lr}
         for group in optimizer.param_groups:
             group.update(settings)
+            group["lr"] *= group.get("lr_scale", 1.0)
         return lr
 
     def learning_rate(self, epoch: float, step: int) -> float:

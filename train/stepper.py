@@ -3,7 +3,7 @@
 Knows about mixed precision, accumulation and the data-parallel engine, so that a strategy only states its loss.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reprise.runtime.dist import Communicator
+from reprise.train.grouped_gradients import GroupedGradients
 from reprise.train.regime import Regime
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -21,20 +22,22 @@ class Stepper:
 
     passes: backward passes per step (batches_per_allreduce); the rows of a step are cut into so many parts. half: the
     type of mixed precision, None for none; float16 comes with loss scaling. channels_last: images are laid out pixel by
-    pixel, as the convolutions of newer GPUs want them. span: times a part of the step by name.
+    pixel, as the convolutions of newer GPUs want them. max_norm: gradients are scaled down to this norm, over all
+    parameters; None: never. span: times a part of the step by name.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        comm: Communicator,
+        comm: Communicator | GroupedGradients,
         *,
         device: torch.device,
         span: Callable[[str], AbstractContextManager[Any]],
         passes: int = 1,
         half: torch.dtype | None = None,
         channels_last: bool = False,
+        max_norm: float | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -44,6 +47,7 @@ class Stepper:
         self._autocast = torch.autocast(device.type, dtype=half, enabled=half is not None)
         self._scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
         self._channels_last = channels_last
+        self._max_norm = max_norm
 
     def forward(self, x: Any) -> Any:
         """Network outputs in float32, also under mixed precision."""
@@ -97,8 +101,23 @@ class Stepper:
 
     def update(self) -> None:
         """Inside `averaged`: unscale the gradients and step with them, unless one of them overflowed."""
+        if self._max_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self._max_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
+
+    def train_only(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Step these parameter groups from now on, with running averages that begin anew.
+
+        groups: "params" and "lr_scale", a factor of the learning rate. Not for parameters that a data-parallel engine
+        has hooked into.
+        """
+        self.reset()
+        self.optimizer.param_groups.clear()
+        for group in groups:
+            self.optimizer.add_param_group(dict(group))
 
     def reset(self) -> None:
         """Forget momentum and other running averages of the optimiser."""

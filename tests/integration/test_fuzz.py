@@ -30,6 +30,7 @@ from reprise.train.options import (
     ModelConfig,
     ModelOptions,
     OutputOptions,
+    PeftOptions,
     RunOptions,
     TasksetsConfig,
     TrainingOptions,
@@ -47,7 +48,16 @@ def fuzz(cases):
     )
 
 
-GROUPS = (RunOptions, DataOptions, ModelOptions, TrainingOptions, DistributionOptions, BufferOptions, OutputOptions)
+GROUPS = (
+    RunOptions,
+    DataOptions,
+    ModelOptions,
+    TrainingOptions,
+    DistributionOptions,
+    BufferOptions,
+    PeftOptions,
+    OutputOptions,
+)
 SECTIONS = (BackboneConfig, BufferConfig, ModelConfig, TasksetsConfig)
 OPTIONS = [field.alias or name for group in (*GROUPS, Invocation) for name, field in group.model_fields.items()]
 KEYS = [name for section in SECTIONS for name in section.model_fields]

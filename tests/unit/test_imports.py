@@ -21,7 +21,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "cpp_loader": ("cpp_loader",),
     "backbone": ("backbone", "runtime"),
     "scenarios": ("scenarios", "runtime"),
-    "cl_models": ("cl_models", "=buffer", "runtime.registry"),
+    "cl_models": ("cl_models", "=buffer", "runtime.dist", "runtime.registry"),
+    "cl_models/peft": ("cl_models", "=buffer", "runtime"),
     "sweeps": ("sweeps", "report", "runtime"),
     "train": (
         "train",

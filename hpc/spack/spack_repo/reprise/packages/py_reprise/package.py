@@ -59,8 +59,11 @@ class PyReprise(PythonPackage, CudaPackage):
     depends_on("py-pyyaml@6.0:", type="run")
     depends_on("py-rich@13.0:", type="run")
     depends_on("py-scikit-learn@1.3:", type="run")
+    depends_on("py-scipy@1.10:", type="run")
     depends_on("py-six@1.16:", type="run")
-    depends_on("py-timm@1.0.9:", type="run")
+    depends_on("py-timm@1.0.31:", type="run")
+    depends_on("py-huggingface-hub@0.30:", type="run")
+    depends_on("py-safetensors@0.4:", type="run")
     depends_on("py-torch@2.4:2.13+distributed", type="run")
     depends_on("py-torchvision@0.17:", type="run")
 
