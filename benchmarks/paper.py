@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -31,7 +32,8 @@ from reprise.benchmarks import paper_studies
 from reprise.benchmarks.paper_studies import Finding, Job, Result
 from reprise.benchmarks.show import console
 from reprise.report import summary_schema
-from reprise.report.run_folder import TIMELINE_FILE
+from reprise.report.run_folder import TIMELINE_FILE, TRACE_FILE
+from reprise.report.timeline import STEP
 from reprise.runtime.errors import UserError
 from reprise.runtime.files import atomic_write
 from reprise.tests.parallel import launch
@@ -54,7 +56,7 @@ def train(job: Job, study: str, chosen: Chosen) -> Result:
     """One run of main.py under a launcher; SystemExit with the end of what it said where it fails."""
     folder = chosen.results / study
     name = f"{'-'.join(job.cell)}-{job.seed}"
-    words = [*job.options, "--seed", str(job.seed), "--results-dir", str(folder), "--save-dir", name]
+    words = [*job.options, "--seed", str(job.seed), "--results-dir", str(folder), "--save-dir", name, "--trace"]
     launcher = "python" if job.ranks == 1 else chosen.launcher
     # A rank has the cores that there are for it, and never more: what a step takes is to be compared.
     threads = {"OMP_NUM_THREADS": str(max((psutil.cpu_count() or 1) // max(job.ranks, job.at_once), 1))}
@@ -62,7 +64,9 @@ def train(job: Job, study: str, chosen: Chosen) -> Result:
     if finished.returncode:
         raise SystemExit(f"{study}, {name} ended with code {finished.returncode}\n{finished.output[-2000:]}")
     timeline = json.loads((folder / name / TIMELINE_FILE).read_text(encoding="utf-8"))
-    return Result(job, summary_schema.read(folder / name), timeline)
+    events = json.loads((folder / name / TRACE_FILE).read_text(encoding="utf-8"))["traceEvents"]
+    steps = [event["dur"] / 1e3 for event in events if event["name"] == STEP and event["pid"] == 0]
+    return Result(job, summary_schema.read(folder / name), timeline, median(steps))
 
 
 def measure(name: str, chosen: Chosen) -> list[Result]:
@@ -131,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"name studies, or --all; there are {', '.join(paper_studies.STUDIES)}")
     if given.launcher not in launch.available():
         parser.error(f"--launcher {given.launcher} is not installed; here are {', '.join(launch.available())}")
-    chosen = Chosen(given.results_dir, given.launcher, 2 if given.quick else 5, given.quick)
+    chosen = Chosen(given.results_dir, given.launcher, 4 if given.quick else 8, given.quick)
     out, findings = console(), {}
     try:
         for name in names:

@@ -40,11 +40,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What a job left: its summary.json and timeline.json."""
+    """What a job left: its summary.json and timeline.json, and the median of its last steps on rank 0."""
 
     job: Job
     summary: dict[str, Any]
     timeline: dict[str, dict[str, float]]
+    step_ms: float
 
 
 @dataclass(frozen=True)
@@ -100,24 +101,17 @@ def _draw(path: Path, draw: Callable[[Any], None]) -> None:
 
 
 APPROACHES = ("incremental", "scratch", "rehearsal")
+SIDE = 28  # pixels: a convolution's time grows with its images, as the prediction below has it
+R_OF_FEW_STEPS = 28  # a task has 100 steps here, and thousands on ImageNet
 
 
 def _approach_jobs(seeds: Sequence[int], quick: bool) -> list[Job]:
-    base = (
-        *_TASKS,
-        "--backbone",
-        "resnet18",
-        "--batch-size",
-        str(B),
-        "--epochs",
-        "3" if quick else "6",
-        "--lr",
-        "0.02",
-    )
+    network = ("--backbone", "mnistnet", "--transform-config", f"size={SIDE}")
+    base = (*_TASKS, *network, "--batch-size", str(B), "--epochs", "20", "--lr", "0.1")
     options = {
         "incremental": ("--model", "Vanilla"),
         "scratch": ("--model", "Vanilla", "--model-config", "reset_state_dict=true"),
-        "rehearsal": _memory(),
+        "rehearsal": _memory(r=R_OF_FEW_STEPS),
     }
     options["scratch"] += ("--tasksets-config", "increment=2 concatenate_tasksets=true")
     # In turn, and not approach by approach: a machine that others use is not equally quick all the time.
@@ -128,7 +122,8 @@ def _approach_finding(results: list[Result]) -> Finding:
     cells = {name: _by_cell(results)[name,] for name in APPROACHES}
     accuracy = {name: mean(_accuracies(cell)) for name, cell in cells.items()}
     seconds = {name: mean(one.summary["train_seconds"] for one in cell) for name, cell in cells.items()}
-    step = {name: mean(one.summary["step_ms"]["p50"] for one in cell) for name, cell in cells.items()}
+    # Other work on the machine only ever adds: the least of them is the nearest to the truth.
+    step = {name: min(one.step_ms for one in cell) for name, cell in cells.items()}
     rows = [
         (
             name,
@@ -139,7 +134,7 @@ def _approach_finding(results: list[Result]) -> Finding:
         )
         for name in APPROACHES
     ]
-    predicted, measured = (B + R) / B, step["rehearsal"] / step["incremental"]
+    predicted, measured = (B + R_OF_FEW_STEPS) / B, step["rehearsal"] / step["incremental"]
     longer, tasks = seconds["scratch"] / seconds["incremental"], cells["scratch"][0].summary["tasks"]
     middle = (accuracy["incremental"] + accuracy["scratch"]) / 2
     statements = [
@@ -159,8 +154,9 @@ def _approach_finding(results: list[Result]) -> Finding:
             abs(longer / ((tasks + 1) / 2) - 1) <= 0.15,
         ),
     ]
-    text = f"""ResNet-18, b = {B}, r = {R}, c = {C}, {RATIO} % kept. Incremental: every task on its own data alone. From
-scratch: every task anew on all data so far. On ImageNet, ResNet-50 on 32 GPUs, the paper has 80.2 % for rehearsal and
+    text = f"""The small convolutional network, on images of {SIDE} pixels a side, b = {B}, r = {R_OF_FEW_STEPS}, c = {C},
+{RATIO} % kept. Incremental: every task on its own data alone. From scratch: every task anew on all data so far. A step is
+the least of the runs' medians. On ImageNet, ResNet-50 on 32 GPUs, the paper has 80.2 % for rehearsal and
 90.9 % from scratch (top 5), in half the time."""
 
     def draw(axes: Any) -> None:
@@ -169,7 +165,7 @@ scratch: every task anew on all data so far. On ImageNet, ResNet-50 on 32 GPUs, 
         axes.set(xlabel="training time, s", ylabel="accuracy, all tasks", ylim=(0, 1), xlim=(0, None))
         axes.legend()
 
-    header = ("", "accuracy", "training time", "of incremental", "step, p50")
+    header = ("", "accuracy", "training time", "of incremental", "step")
     return Finding("Three approaches", text, header, rows, statements, lambda path: _draw(path, draw))
 
 
