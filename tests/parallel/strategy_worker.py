@@ -126,8 +126,13 @@ def strategies(way: str) -> list[str]:
     if way == "overflow":
         return ["Vanilla"]  # a memory would hold the samples that overflow
     if way == "inserted":
-        return [name for name in STRATEGIES.names() if STRATEGIES.get(name).draws]
-    return [name for name in STRATEGIES.names() if way != "adasum" or not STRATEGIES.get(name).changes_gradients]
+        return [name for name in whole_networks() if STRATEGIES.get(name).draws]
+    return [name for name in whole_networks() if way != "adasum" or not STRATEGIES.get(name).changes_gradients]
+
+
+def whole_networks():
+    """Strategies that train a whole network; those that tune modules of one are in test_peft.py."""
+    return [name for name in STRATEGIES.names() if not STRATEGIES.get(name).tunes]
 
 
 def main(folder: Path, ways: list[str]) -> None:

@@ -11,9 +11,7 @@ from pathlib import Path
 import launch
 import pytest
 import torch
-from strategy_worker import LR, OPTIONS, OVERFLOW_AT, REPRESENTATIVES, STEPS, strategies
-
-from reprise.cl_models import STRATEGIES
+from strategy_worker import LR, OPTIONS, OVERFLOW_AT, REPRESENTATIVES, STEPS, strategies, whole_networks
 
 WORKER = Path(__file__).with_name("strategy_worker.py")
 JOBS = (("horovodrun", 2), ("torchrun", 2), ("torchrun", 4))
@@ -88,7 +86,7 @@ FORMULAS = {"Vanilla": vanilla, "Er": er, "Agem": agem, "Der": der, "Derpp": der
 
 
 def test_no_strategy_is_left_out():
-    assert set(FORMULAS) == set(STRATEGIES.names())
+    assert set(FORMULAS) == set(whole_networks())
 
 
 @pytest.mark.timeout(300)

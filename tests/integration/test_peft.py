@@ -1,0 +1,209 @@
+"""Strategies that tune modules on a frozen transformer, from the command line: what they leave, keep and refuse."""
+
+import csv
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import matrix
+from safetensors.torch import save_file
+
+from reprise.main import main
+
+TINY = "patch_size=4 depth=2 embed_dim=16 num_heads=2"
+COMMON = ["--dataset", "digits", "--tasksets-config", "increment=4 last_smaller=true", "--warmup-epochs", "0"]
+COMMON += ["--epochs", "1", "--batch-size", "32", "--keep-checkpoints", "0", "--no-cuda", "--log-level", "warning"]
+COMMON += ["--optimizer-regime", "[{'optimizer': 'Adam', 'lr': 0.01}]", "--backbone", "vit", "--backbone-config", TINY]
+QUICK = "ca_epochs=2 rank=2 length=3 bottleneck=2"
+TASKS = 3
+
+
+def run(folder: Path, name: str, model: str, peft: str = "", *options: str) -> Path:
+    words = [*COMMON, "--model", model, "--peft-config", f"{QUICK} {peft}", *options]
+    assert main([*words, "--results-dir", str(folder), "--save-dir", name]) == 0
+    return folder / name
+
+
+def refused(capsys, folder: Path, model: str, peft: str = "", *options: str) -> str:
+    words = [*COMMON, "--model", model, "--peft-config", f"{QUICK} {peft}", *options]
+    assert main([*words, "--results-dir", str(folder), "--save-dir", "refused"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    return line
+
+
+def state(folder: Path, checkpoint: str = f"task_{TASKS - 1:02d}") -> dict:
+    return torch.load(folder / "checkpoints" / checkpoint / "model.pt", weights_only=True)
+
+
+def same(first: object, second: object) -> bool:
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, dict):
+        return (
+            isinstance(second, dict) and first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+        )
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))  # type: ignore[arg-type]
+    return first == second
+
+
+@pytest.fixture(scope="module")
+def selector(tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("stage_1"), "selector", "Selector")
+
+
+@pytest.mark.parametrize("model", ["HeadOnly", "SeqPeft", "OraclePeft", "Slca"])
+def test_one_stage_strategies_run_to_the_end(tmp_path, model):
+    folder = run(tmp_path, "run", model)
+    assert matrix(folder).shape == (TASKS, TASKS)
+    assert np.isfinite(matrix(folder)).all()
+
+
+@pytest.mark.parametrize("technique", ["lora", "prefix", "prompt", "adapter"])
+def test_modules_of_earlier_tasks_stay_as_they_are(tmp_path, selector, technique):
+    folder = run(tmp_path, technique, "Hide", f"selector={selector} technique={technique}")
+    saved = [state(folder, f"task_{task:02d}") for task in range(TASKS)]
+    for task, (before, after) in enumerate(pairwise(saved)):
+        assert list(before["modules"]) == list(range(task + 1))
+        assert same(before["modules"], {module: after["modules"][module] for module in before["modules"]})
+        assert not same(after["modules"][task], after["modules"][task + 1])
+
+
+def test_the_frozen_backbone_is_no_part_of_a_checkpoint(tmp_path):
+    saved = state(run(tmp_path, "run", "SeqPeft"))
+    tensors = {name: value for part in ("heads", "modules") for name, value in _flat(saved[part]).items()}
+    assert sum(value.numel() for value in tensors.values()) == 2 * 2 * 2 * 2 * 16 + 10 * (16 + 1)
+    assert "network" not in saved
+
+
+def _flat(nested: dict, prefix: str = "") -> dict[str, torch.Tensor]:
+    flat = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+@pytest.mark.parametrize("kind", ["first_sl", "slow_learner", "first_adapt", "fix_and_tuning", "same"])
+def test_the_module_of_a_selector_learns_when_its_kind_says(tmp_path, kind):
+    folder = run(tmp_path, kind, "Selector", f"continual_type={kind} slow_lr=0 fix_epochs=1")
+    modules = [state(folder, f"task_{task:02d}")["modules"][0] for task in range(TASKS)]
+    learns_later = not same(modules[0], modules[1])
+    began = any(name.endswith("_B") and value.any() for name, value in modules[0].items())  # B begins as 0
+    assert (began, learns_later) == {
+        "first_sl": (True, False),
+        "slow_learner": (False, False),
+        "first_adapt": (True, False),
+        "fix_and_tuning": (False, False),
+        "same": (True, True),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "peft",
+    [
+        "inference=hard",
+        "inference=tii+tap",
+        "inference=topk topk=3 topk_by=task",
+        "inference=topp",
+        "inference=rematch",
+    ],
+)
+def test_every_way_to_choose_a_module(tmp_path, selector, peft):
+    folder = run(tmp_path, "run", "Hide", f"selector={selector} {peft}")
+    assert np.isfinite(matrix(folder)).all()
+    with open(folder / "metrics.csv", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["metric"] == "accuracy_of_task" and row["task"] == "0"]
+    assert [float(row["value"]) for row in rows] == [1.0, 0.0, 0.0], "after the first task, everything is of it"
+
+
+def test_a_buffer_from_which_nothing_is_drawn_changes_no_bit(tmp_path, selector):
+    for model, peft in (("Selector", ""), ("Hide", f"selector={selector}"), ("Slcapp", "init=svd targets=['q','v']")):
+        none = run(tmp_path, f"{model}-none", model, peft)
+        empty = run(tmp_path, f"{model}-empty", model, peft, "--buffer-config", "capacity=40 num_representatives=0")
+        assert same(state(none), state(empty)), model
+        assert (matrix(none) == matrix(empty)).all()
+
+
+@pytest.mark.parametrize("model", ["Selector", "SeqPeft", "L2c"])
+def test_replay_is_trained_on_where_there_is_a_buffer(tmp_path, selector, model):
+    peft = f"selector={selector} shared_statistics=false"
+    none = run(tmp_path, "none", model, peft)
+    replay = run(tmp_path, "replay", model, peft, "--buffer-config", "capacity=100 num_representatives=8")
+    assert not same(state(none)["heads"], state(replay)["heads"])
+    assert json.loads((replay / "summary.json").read_text())["samples_stored"] == 100
+
+
+@pytest.mark.parametrize("model", ["Selector", "Hide", "Slca"])
+def test_a_run_that_goes_on_in_the_middle_of_a_task_is_the_same_run(tmp_path, selector, model):
+    peft = f"selector={selector}"
+    whole = run(tmp_path, "whole", model, peft, "--checkpoint-every", "5", "--epochs", "2")
+    steps = sorted(path.name for path in (whole / "checkpoints").glob("step_*"))
+    middle = whole / "checkpoints" / steps[len(steps) // 2]
+    resumed = run(tmp_path, "resumed", model, peft, "--load-checkpoint", str(middle), "--epochs", "2")
+    assert same(state(whole), state(resumed))
+    assert (matrix(whole) == matrix(resumed)).all()
+
+
+def test_a_second_stage_needs_the_first_one_of_its_own_data_and_backbone(tmp_path, selector, capsys):
+    assert "needs a trained selector: run --model Selector first" in refused(capsys, tmp_path, "Hide")
+    assert "no checkpoint in" in refused(capsys, tmp_path, "L2c", f"selector={tmp_path}")
+    other = run(tmp_path, "sequential", "SeqPeft")
+    assert "made with model 'SeqPeft'" in refused(capsys, tmp_path, "Hide", f"selector={other}")
+    wider = ("--backbone-config", TINY.replace("embed_dim=16", "embed_dim=32"))
+    assert "made with backbone_config" in refused(capsys, tmp_path, "Hide", f"selector={selector}", *wider)
+    tasks = ("--tasksets-config", "increment=5 last_smaller=false")
+    assert "made with tasksets_config" in refused(capsys, tmp_path, "Hide", f"selector={selector}", *tasks)
+
+
+def test_a_first_stage_on_other_frozen_weights_is_refused(tmp_path, selector, capsys):
+    """The same options, but the random weights of another seed."""
+    line = refused(capsys, tmp_path, "Hide", f"selector={selector}", "--seed", "7")
+    assert "its frozen backbone has other weights than this run's" in line
+
+
+def test_a_first_stage_that_has_not_finished_is_refused(tmp_path, selector, capsys):
+    part = tmp_path / "part" / "checkpoints"
+    part.mkdir(parents=True)
+    (part / "task_00").symlink_to(selector / "checkpoints" / "task_00")
+    assert f"has trained 1 of {TASKS} tasks" in refused(capsys, tmp_path, "Hide", f"selector={tmp_path / 'part'}")
+
+
+@pytest.mark.parametrize(
+    ("model", "peft", "options", "said"),
+    [
+        ("SeqPeft", "blocks=[0,7]", (), "blocks [0, 7] of VisionTransformer, which has 2"),
+        ("SeqPeft", "", ("--tasksets-config", "increment=2 task_free=true last_smaller=false"), "task_free"),
+        ("SeqPeft", "", ("--use-adasum",), "use_adasum does not go with SeqPeft"),
+        ("SeqPeft", "technique=lorra", (), "technique"),
+        ("Selector", "", ("--buffer-config", "store=augmented"), "stores raw samples in every step"),
+    ],
+)
+def test_what_cannot_work_is_one_line(tmp_path, capsys, model, peft, options, said):
+    assert said in refused(capsys, tmp_path, model, peft, *options)
+
+
+def test_a_network_without_blocks_is_refused(tmp_path, capsys):
+    words = ["--dataset", "digits", "--backbone", "mlp", "--model", "SeqPeft", "--results-dir", str(tmp_path)]
+    assert main(words) == 2
+    assert "is no vision transformer; use --backbone vit" in capsys.readouterr().err
+
+
+def test_pretrained_weights_are_read_and_told_from_others(tmp_path):
+    run(tmp_path, "first", "HeadOnly", "", "--seed", "1")
+    from reprise import backbone
+
+    network = backbone.build("vit", num_classes=10, sample_shape=(1, 8, 8), config=_numbers(TINY))
+    weights = {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}
+    save_file(weights, tmp_path / "vit.safetensors")
+    options = ("--backbone-config", f"{TINY} pretrained={tmp_path / 'vit.safetensors'}")
+    hashes = {
+        state(run(tmp_path, f"run-{seed}", "HeadOnly", "", *options, "--seed", seed))["backbone"] for seed in "12"
+    }
+    assert hashes == {backbone.fingerprint(network)}
+
+
+def _numbers(text: str) -> dict[str, int]:
+    return {key: int(value) for key, value in (pair.split("=") for pair in text.split())}
