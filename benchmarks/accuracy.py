@@ -6,8 +6,9 @@
 
 Studies: `digits`, every strategy beside Avalanche's with the same network, initial weights, optimiser, order, batches
 and memory; `types`, task-, domain- and class-incremental learning; `storage`, uint8 against float32; `reconstruction`,
-two ranks. Prints mean ± standard deviation as a table that can stand in docs/accuracy.md. --check compares the means:
-exits with 1 when a statement does not hold. The peer takes part where it is installed (pip install avalanche-lib).
+two ranks; `peft`, modules on a transformer that benchmarks/pretrain_vit.py pre-trains. Prints mean ± standard deviation
+as a table that can stand in docs/accuracy.md. --check compares the means: exits with 1 when a statement does not hold.
+The peer takes part where it is installed (pip install avalanche-lib).
 """
 
 import argparse
@@ -26,7 +27,7 @@ from rich.table import Table
 from reprise.benchmarks.job import positive
 from reprise.benchmarks.peers import installed
 from reprise.benchmarks.show import console
-from reprise.benchmarks.studies import STUDIES, Cell, Results, Statement, Study, gather
+from reprise.benchmarks.studies import STUDIES, WEIGHTS_FILE, Cell, Results, Statement, Study, gather
 from reprise.benchmarks.training_runs import AVALANCHE, train_all
 from reprise.runtime.files import atomic_write
 from reprise.tests.parallel import launch
@@ -78,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = console()
     if "reconstruction" in chosen.study and chosen.launcher not in launch.available():
         parser.error(f"--launcher {chosen.launcher} is not installed; here are {', '.join(launch.available())}")
+    if "peft" in chosen.study and not WEIGHTS_FILE.exists():
+        parser.error(f"{WEIGHTS_FILE} does not exist; run python benchmarks/pretrain_vit.py first")
     if "digits" in chosen.study and not installed(AVALANCHE):
         out.print("avalanche: not installed (pip install avalanche-lib), so nothing is compared with it")
     good, kept = True, {}

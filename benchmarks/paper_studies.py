@@ -154,10 +154,10 @@ def _approach_finding(results: list[Result]) -> Finding:
             abs(longer / ((tasks + 1) / 2) - 1) <= 0.15,
         ),
     ]
-    text = f"""The small convolutional network, on images of {SIDE} pixels a side, b = {B}, r = {R_OF_FEW_STEPS}, c = {C} and
-{RATIO} % kept. Incremental: every task on its own data alone. From scratch: every task anew on all data so far. A step
-is the least of the runs' medians. On ImageNet, ResNet-50 on 32 GPUs, the paper has 80.2 % for rehearsal and 90.9 %
-from scratch (top 5), in half the time."""
+    text = f"""The small convolutional network, on images of {SIDE} pixels a side, b = {B}, r = {R_OF_FEW_STEPS}, c =
+{C} and {RATIO} % kept. Incremental: every task on its own data alone. From scratch: every task anew on
+all data so far. A step is the least of the runs' medians. On ImageNet, ResNet-50 on 32 GPUs, the paper
+has 80.2 % for rehearsal and 90.9 % from scratch (top 5), in half the time."""
 
     def draw(axes: Any) -> None:
         for name in APPROACHES:

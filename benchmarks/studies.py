@@ -5,9 +5,10 @@ A study is a list of runs and a list of statements about the means of their resu
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 
-from reprise.benchmarks.training_runs import AVALANCHE, Run, Summary
+from reprise.benchmarks.training_runs import AVALANCHE, FIRST, Run, Summary
 
 Cell = tuple[str, ...]
 VANILLA, REHEARSAL = "Vanilla", ("Er", "Agem", "Der", "Derpp")
@@ -254,6 +255,59 @@ def _reconstruction_judge(results: Results) -> list[Statement]:
     ]
 
 
+# ---- modules on a frozen transformer, two domains
+
+
+VIT = "patch_size=2 depth=4 embed_dim=64 num_heads=4"
+WEIGHTS_FILE = Path("results/vit-digits.safetensors")  # of benchmarks/pretrain_vit.py
+_TUNED = (
+    *_options(dataset="digits_two_domains", tasksets_config="increment=2", backbone="vit", warmup_epochs=0),
+    *_options(backbone_config=f"{VIT} pretrained={WEIGHTS_FILE}", batch_size=16, eval_batch_size=256, epochs=5),
+    *_options(optimizer_regime="[{'optimizer': 'Adam', 'lr': 0.005}]"),
+)
+_SECOND_STAGE = f"selector={FIRST}"
+TUNED = {
+    "HeadOnly": "",
+    "SeqPeft": "",
+    "OraclePeft": "",
+    "Selector": "",
+    "Hide": _SECOND_STAGE,
+    "L2c": f"{_SECOND_STAGE} topk=2",
+    "Slcapp": "rank=4 alpha=3.2 init=svd targets=['q','k','v','fc1','fc2'] blocks=all statistics=covariance",
+}
+"""Strategy -> keys of --peft-config."""
+_REPLAYING = ("Selector", "L2c", "Slcapp")
+_PER_CLASS = 2
+
+
+def _peft_runs(seeds: Sequence[int], dataset: str, folder: str) -> list[Run]:
+    runs = []
+    memory = _options(buffer_config=f"capacity={20 * _PER_CLASS} num_representatives=8 deterministic=true")
+    for name, peft in TUNED.items():
+        words = (*_TUNED, *_options(model=name), *(_options(peft_config=peft) if peft else ()))
+        first = (*_TUNED, *_options(model="Selector")) if FIRST in peft else ()
+        for seed in seeds:
+            runs.append(Run((name, "nothing stored"), seed, words, first))
+            if name in _REPLAYING:
+                runs.append(Run((name, f"{_PER_CLASS} per class"), seed, (*words, *memory), first))
+    return runs
+
+
+def _peft_judge(results: Results) -> list[Statement]:
+    accuracy = {cell: figures["average_accuracy"] for cell, figures in results.items()}
+    sequential, head = accuracy["SeqPeft", "nothing stored"], accuracy["HeadOnly", "nothing stored"]
+    statements = []
+    for name in ("Hide", "Slcapp", "L2c"):
+        ours = accuracy[name, "nothing stored"]
+        statements.append(at_least(f"{name} is 10 points above SeqPeft", ours, sequential.mean + 0.1))
+        noise = 2 * ours.standard_error(head)
+        statements.append(at_least(f"{name} is above HeadOnly by two standard errors", ours, head.mean + noise))
+    for name in _REPLAYING:
+        stored, nothing = accuracy[name, f"{_PER_CLASS} per class"], accuracy[name, "nothing stored"]
+        statements.append(not_worse(f"{name} with {_PER_CLASS} samples per class is not worse", stored, nothing))
+    return statements
+
+
 # ---- what statements are made of
 
 
@@ -310,5 +364,12 @@ STUDIES = {
         ("average_error", "error_on_earlier_tasks", "error_increase"),
         _reconstruction_runs,
         _reconstruction_judge,
+    ),
+    "peft": Study(
+        "Modules on a frozen transformer, two domains of digits in ten tasks of two classes: average accuracy",
+        ("strategy",),
+        ("average_accuracy",),
+        _peft_runs,
+        _peft_judge,
     ),
 }

@@ -22,6 +22,7 @@ from reprise.tests.parallel import launch
 MAIN = Path(__file__).parents[1] / "main.py"
 LIMIT_S = 1800.0
 REPRISE, AVALANCHE = "reprise", "avalanche"
+FIRST = "FIRST"
 
 Summary = dict[str, Any]
 """Of summary.json, or of a peer the few keys that it has in common with it."""
@@ -31,12 +32,14 @@ Summary = dict[str, Any]
 class Run:
     """One training run. cell: where its results belong in a table; runs that differ by seed alone share it.
 
-    options: those of main.py without seed and folders. by: who trains it; a peer trains what `peer` says.
+    options: those of main.py without seed and folders. first: those of a run that comes before it, whose folder takes
+    the place of FIRST in `options`. by: who trains it; a peer trains what `peer` says.
     """
 
     cell: tuple[str, ...]
     seed: int
     options: tuple[str, ...]
+    first: tuple[str, ...] = ()
     ranks: int = 1
     by: str = REPRISE
     peer: tuple[tuple[str, Any], ...] = ()
@@ -65,8 +68,9 @@ def train_all(runs: Sequence[Run], launcher: str, done: Callable[[], None]) -> l
     return [summaries[id(run)] for run in runs]
 
 
-def _arguments(run: Run, folder: str) -> list[str]:
-    return [*run.options, "--seed", str(run.seed), "--results-dir", folder, "--save-dir", "run"]
+def _arguments(run: Run, options: Sequence[str], folder: str, name: str) -> list[str]:
+    words = [word.replace(FIRST, f"{folder}/first") for word in options]
+    return [*words, "--seed", str(run.seed), "--results-dir", folder, "--save-dir", name]
 
 
 def _train_here(run: Run) -> Summary:
@@ -80,13 +84,16 @@ def _train_here(run: Run) -> Summary:
     with tempfile.TemporaryDirectory() as folder:
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            code = main.main([*_arguments(run, folder), "--log-level", "error"])
+            code = 0
+            for options, name in ((run.first, "first"), (run.options, "run")):
+                if options and not code:
+                    code = main.main([*_arguments(run, options, folder, name), "--log-level", "error"])
         return _summary(run, code, said.getvalue(), folder)
 
 
 def _train_launched(run: Run, launcher: str) -> Summary:
     with tempfile.TemporaryDirectory() as folder:
-        job = [str(MAIN), *_arguments(run, folder)]
+        job = [str(MAIN), *_arguments(run, run.options, folder, "run")]
         finished = launch.run(launcher, run.ranks, job, {"OMP_NUM_THREADS": "1"}, timeout=LIMIT_S)
         return _summary(run, finished.returncode, finished.output, folder)
 

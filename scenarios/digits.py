@@ -28,7 +28,7 @@ def digits(folder: Path, download: bool) -> RawData:
 def digits_two_domains(folder: Path, download: bool) -> RawData:
     """20 classes: the digits as they are, and as 10 further classes inverted and turned by 90 degrees.
 
-    897 training images, none in both domains and none of digits_pretraining; 900 test images.
+    902 training images, none in both domains and none of digits_pretraining; 900 test images.
     """
     (x_train, y_train), (x_test, y_test) = _split()
     first, second, _ = _thirds(y_train)

@@ -124,6 +124,20 @@ def test_digits_are_real_stratified_and_always_the_same() -> None:
     assert share.max() < 0.26
 
 
+def test_no_image_of_the_two_domains_is_in_both_or_in_what_pre_trains() -> None:
+    whole, raw, pretraining = (
+        load(name, Path("none")) for name in ("digits", "digits_two_domains", "digits_pretraining")
+    )
+    upright = raw.train.x[raw.train.y < 10]
+    turned = (16 - raw.train.x[raw.train.y >= 10]).rot90(k=-1, dims=(2, 3))
+    parts = [part.flatten(1).tolist() for part in (upright, turned, pretraining.train.x)]
+    assert sorted(row for part in parts for row in part) == sorted(whole.train.x.flatten(1).tolist())
+    assert raw.num_classes == 20
+    labels = torch.cat([raw.train.y, pretraining.train.y]) % 10
+    assert torch.equal(labels.bincount(), whole.train.y.bincount())
+    assert (len(raw.train), len(raw.test), raw.test.y.bincount().min() > 40) == (902, 900, True)
+
+
 @pytest.mark.usefixtures("forbidden_network")
 def test_synthetic_is_the_same_every_time_and_neither_trivial_nor_hopeless() -> None:
     raw, again = load("synthetic", Path("none")), load("synthetic", Path("none"))

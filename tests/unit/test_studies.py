@@ -23,7 +23,8 @@ def test_every_run_has_options_that_main_takes_and_a_cell_of_its_own(name):
     assert len({(run.cell, run.seed) for run in runs}) == len(runs)
     for run in runs:
         if run.by != AVALANCHE:
-            assert parse(list(run.options)).options.dataset in ("digits", "synthetic", "ptycho_synthetic")
+            dataset = parse(list(run.options)).options.dataset
+            assert dataset in ("digits", "digits_two_domains", "synthetic", "ptycho_synthetic")
 
 
 def test_the_published_split_mnist_takes_2000_iterations_per_context():
