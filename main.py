@@ -222,7 +222,8 @@ def train(
                 stop=stop,
                 resumed=resumed,
             )
-            progress = loop.run(sink, results.after_task if results else lambda _: None, checkpointer)
+            go = loop.evaluate_again if options.eval_only else loop.run
+            progress = go(sink, results.after_task if results else lambda _: None, checkpointer)
             # Added up by all ranks, as those that are through close their buffers.
             stored = sum(comm.allgather_object(0 if buffer is None else len(buffer), name="stored"))
             trace = comm.allgather_object(trace_of(spans, buffer), name="trace") if options.trace else []
@@ -326,6 +327,7 @@ def _start(options: "Options") -> "Communicator":
 def _fingerprint(options: "Options") -> dict[str, Any]:
     """What a checkpoint and the run that resumes it must have in common, as JSON would give it back."""
     from reprise import backbone
+    from reprise.train.peft_options import ANSWERING
 
     phases = options.optimizer_regime or backbone.default_regime(options.backbone, 1, _free_keys(options))
     return {
@@ -336,7 +338,7 @@ def _fingerprint(options: "Options") -> dict[str, Any]:
         "backbone_config": _free_keys(options),
         "model": options.model,
         "model_config": options.strategy_config.model_dump(mode="json"),
-        "peft_config": options.peft_config.model_dump(mode="json"),
+        "peft_config": options.peft_config.model_dump(mode="json", exclude={*ANSWERING, "selector"}),
         "optimizer": phases[0].get("optimizer"),
         "training_only": options.training_only,
         "seed": options.seed,
@@ -660,36 +662,16 @@ def _tuning(
     return Tuning(options.peft_config.model_dump(), comm, scenario.num_classes, options.seed, found[0], selector)
 
 
-def _selector(options: "Options", scenario: "Scenario", comm: "Communicator") -> "dict[str, Any] | None":
-    """The state of the finished run of Selector that --peft-config names, where the strategy needs one. Collective."""
-    import torch
-
+def _selector(options: "Options", scenario: "Scenario", comm: "Communicator") -> dict[str, Any] | None:
+    """The state of the run that --peft-config names, where the strategy needs one. Collective."""
     from reprise.cl_models import STRATEGIES
-    from reprise.train import checkpoint
+    from reprise.train import selector
 
-    folder = options.peft_config.selector
     if not STRATEGIES.get(options.model).needs_selector:
         return None
-    if folder is None:
-        raise SharedUserError(
-            f"{options.model} needs a trained selector: run --model Selector first, on the same data and backbone, and "
-            "name its folder with --peft-config selector=results/NAME"
-        )
-    mine = _fingerprint(options)
-    fields = ("dataset", "tasksets_config", "transform_config", "backbone", "backbone_config")
-    wanted = {key: mine[key] for key in fields} | {"model": "Selector"}
-    found = checkpoint.choose(folder, wanted, comm, falls_back=True)
-    if found is None:
-        raise SharedUserError(
-            f"peft_config selector: no checkpoint in '{folder}'; name the folder of a run of Selector"
-        )
-    if found.progress.tasks_done < len(scenario.tasks):
-        raise SharedUserError(
-            f"peft_config selector: '{folder}' has trained {found.progress.tasks_done} of {len(scenario.tasks)} tasks; "
-            "let it finish first, e.g. with --resume"
-        )
-    state: dict[str, Any] = torch.load(found.folder / checkpoint.MODEL, weights_only=True, map_location="cpu")
-    return state
+    shared = ("dataset", "tasksets_config", "transform_config", "backbone", "backbone_config")
+    wanted = {key: value for key, value in _fingerprint(options).items() if key in shared}
+    return selector.load(options.peft_config.selector, options.model, wanted, len(scenario.tasks), comm)
 
 
 def _half(options: "Options", device: "torch.device") -> "torch.dtype | None":

@@ -19,7 +19,7 @@ from reprise.report.matrix import average_accuracy, of_accuracies, of_errors
 from reprise.report.progress import EpochProgress
 from reprise.report.sinks import MetricRow, SinkList
 from reprise.runtime.dist import Communicator
-from reprise.runtime.errors import PeerLost, RanksChanged, UserError
+from reprise.runtime.errors import PeerLost, RanksChanged, SharedUserError, UserError
 from reprise.runtime.spans import Spans
 from reprise.scenarios.loader import Batches, eval_loader, train_loader
 from reprise.scenarios.sampler import EvalSampler, TrainSampler
@@ -100,6 +100,27 @@ class Loop:
                 self._evaluate(task)
             self.progress = replace(self.progress, tasks_done=task.index + 1, trained=False)
             checkpointer.after_task(self.progress)
+        self.comm.at("the end")
+        checkpointer.close()
+        return self.progress
+
+    def evaluate_again(
+        self, sink: SinkList, on_evaluation: Callable[[Progress], None], checkpointer: Checkpointer
+    ) -> Progress:
+        """Measure what a finished run has learnt, in place of what was measured after its last task.
+
+        As run(), but nothing is trained or saved. Collective. Raises SharedUserError when tasks are left.
+        """
+        self._sink, self._on_evaluation, self._checkpointer = sink, on_evaluation, checkpointer
+        progress, num_tasks = self.progress, len(self.scenario.tasks)
+        if progress.tasks_done < num_tasks:
+            raise SharedUserError(
+                f"eval_only: the checkpoint has finished {progress.tasks_done} of {num_tasks} tasks; load a later one"
+            )
+        self.progress = replace(
+            progress, rows=sink.rows, class_il=progress.class_il[:-1], task_il=progress.task_il[:-1]
+        )
+        self._evaluate(self.scenario.tasks[-1])
         self.comm.at("the end")
         checkpointer.close()
         return self.progress

@@ -296,6 +296,9 @@ class RunOptions(Section):
     )
     keep_checkpoints: FromZero = Field(default=3, description="checkpoints kept, the newest ones; 0: all")
     training_only: bool = Field(default=False, description="train without any evaluation")
+    eval_only: bool = Field(
+        default=False, description="measure the finished run of --load-checkpoint anew, and train nothing"
+    )
     no_cuda: bool = Field(default=False, description="train on the CPU even where there is a GPU")
 
     @field_validator("load_checkpoint")
@@ -489,6 +492,11 @@ class Options(
         if self.resume and self.load_checkpoint:
             message = "resume goes on from the run's own checkpoints, load_checkpoint from another's"
             raise ConflictError(f"{message}; leave one of them out", "resume", "load_checkpoint")
+        if self.eval_only and (self.training_only or not self.load_checkpoint):
+            message = "eval_only measures what load_checkpoint names"
+            raise ConflictError(
+                f"{message}; give that, and leave training_only out", "eval_only", "load_checkpoint", "training_only"
+            )
         fewest = min(self._epochs_per_task())
         if self.warmup_epochs is not None and self.warmup_epochs > fewest:
             epochs_key = "epochs" if self.tasksets_config.epochs is None else "tasksets_config.epochs"

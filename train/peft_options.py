@@ -14,6 +14,10 @@ NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 
 
+ANSWERING = frozenset({"inference", "topk", "topk_by", "topp", "combine", "renormalise", "temperature"})
+"""Keys of which training knows nothing. A run may be evaluated with others."""
+
+
 class PeftConfig(Section):
     """Parameter-efficient strategies (docs/peft.md)."""
 

@@ -23,6 +23,7 @@ from reprise.cl_models.peft.router import (
 )
 from reprise.cl_models.peft.selector import TrainedSelector
 from reprise.cl_models.peft.tuned import Tuned
+from reprise.runtime.errors import SharedUserError
 
 _TEMPERATURE = 0.8  # of the contrastive term
 _MOMENTUM = {"prefix": 0.01, "prompt": 0.01, "lora": 0.1, "adapter": 0.1}
@@ -105,6 +106,17 @@ class Hide(Tuned):
             best = task_weights(first, self.classes, by="task").topk(min(2, len(self.classes)), dim=1).indices
             self.routed, logits = confidence_rematch(self.routed, logits, experts, best, self.classes)
         return logits
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "selector": self.selector.digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["selector"] != self.selector.digest:
+            raise SharedUserError(
+                "peft_config selector: the checkpoint was made with another run of Selector; name the folder of that "
+                "one"
+            )
+        super().load_state_dict(state)
 
     def _expert(self, x: Tensor, tasks: Tensor, rows: Tensor) -> Tensor:
         self.bank.activate(tasks)

@@ -4,6 +4,7 @@ The first stage of HiDe-PET (arXiv 2407.05229), there called task-identity infer
 the second stage (hide.py, l2c.py), which needs it as it was after each task.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -63,7 +64,10 @@ class Selector(Tuned):
 
 
 class TrainedSelector:
-    """A run of Selector on the network of another strategy, as it was after any of its tasks."""
+    """A run of Selector on the network of another strategy, as it was after any of its tasks.
+
+    digest: of its weights.
+    """
 
     def __init__(self, parts: Parts) -> None:
         tuning = parts.tuning
@@ -78,6 +82,7 @@ class TrainedSelector:
         self._network: Any = parts.network
         self._snapshots = state["snapshots"]
         self._classes = state["classes"]
+        self.digest = _digest(state["snapshots"])
         self._device = parts.device
         self._bank = attach(self._network, technique(state["bank"]["options"]), state["bank"]["blocks"])
         self._bank.requires_grad_(False)
@@ -110,3 +115,14 @@ class TrainedSelector:
         self._bank.activate(None)
         logits: Tensor = self._heads(features)
         return logits
+
+
+def _digest(snapshots: list[dict[str, Any]]) -> str:
+    """A hash of all weights, whatever their order."""
+    whole = hashlib.sha256()
+    for snapshot in snapshots:
+        for part in ("heads", "module"):
+            for name, value in sorted(snapshot[part].items()):
+                whole.update(f"{part}.{name}".encode())
+                whole.update(value.cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()

@@ -164,6 +164,31 @@ def test_a_first_stage_on_other_frozen_weights_is_refused(tmp_path, selector, ca
     assert "its frozen backbone has other weights than this run's" in line
 
 
+def test_other_ways_to_choose_are_measured_on_the_run_that_there_is(tmp_path, selector, capsys):
+    hard = run(tmp_path, "hard", "Hide", f"selector={selector}")
+    for name, peft in (("again", ""), ("topk", "inference=topk topk=3")):
+        options = ("--eval-only", "--load-checkpoint", str(hard))
+        folder = run(tmp_path, name, "Hide", f"selector={selector} {peft}", *options)
+        assert matrix(folder).shape == (TASKS, TASKS)
+        assert (matrix(folder)[:-1] == matrix(hard)[:-1]).all()
+        assert not (folder / "checkpoints").exists() or not list((folder / "checkpoints").iterdir())
+        if name == "again":
+            assert (matrix(folder) == matrix(hard)).all()
+    early = ("--eval-only", "--load-checkpoint", str(hard / "checkpoints" / "task_01"))
+    assert f"has finished 2 of {TASKS} tasks" in refused(capsys, tmp_path, "Hide", f"selector={selector}", *early)
+
+
+def test_going_on_with_another_first_stage_is_refused_by_its_weights(tmp_path, selector, capsys):
+    hide = run(tmp_path, "hide", "Hide", f"selector={selector}")
+    other = run(tmp_path, "other", "Selector", "slow_lr=0.5")
+    options = ("--load-checkpoint", str(hide / "checkpoints" / "task_00"))
+    assert "made with another run of Selector" in refused(capsys, tmp_path, "Hide", f"selector={other}", *options)
+
+
+def test_what_is_only_measured_must_be_there(tmp_path, capsys):
+    assert "eval_only measures what load_checkpoint names" in refused(capsys, tmp_path, "SeqPeft", "", "--eval-only")
+
+
 def test_a_first_stage_that_has_not_finished_is_refused(tmp_path, selector, capsys):
     part = tmp_path / "part" / "checkpoints"
     part.mkdir(parents=True)
