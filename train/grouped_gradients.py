@@ -14,7 +14,7 @@ from reprise.runtime.dist import Communicator
 
 
 class GroupedGradients:
-    """What a Stepper asks of its communicator. bytes: gradients that this rank has sent so far, before compression."""
+    """What a Stepper asks of its communicator. bytes: of the gradients that this rank has sent so far."""
 
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm

@@ -62,10 +62,11 @@ class Hide(Tuned):
         value, metrics = super().task_loss(x, y, rows)
         if not self.options["reg"]:
             return value, metrics
-        assert self._features is not None
-        empty = self._features.new_empty((0, self._features.shape[1])), y[:0]
+        features, self._features = self._features, None  # with their graph: let go of after the step
+        assert features is not None
+        empty = features.new_empty((0, features.shape[1])), y[:0]
         form = contrast_as_released if self.options["contrast"] == "code" else contrast
-        term = form(self._features, y, *(self._prototypes or empty)) * (len(y) / rows)
+        term = form(features, y, *(self._prototypes or empty)) * (len(y) / rows)
         value = value + self.options["reg"] * term
         return value, {**metrics, "loss": value.detach()}
 
@@ -78,9 +79,7 @@ class Hide(Tuned):
         self.bank.activate(None)
         if not self.classes:
             return self.heads(self.features(x))
-        # A task under way has no statistics and no selector yet: what was learnt before it answers.
-        done = len(self.classes) - 1
-        self.selector.as_after(done, self.classes[done])
+        self.selector.as_after(len(self.classes) - 1, self.classes[-1])
         first = self.selector.logits(x)
         experts = partial(self._expert, x)
         self.routed = predicted_task(first, self.classes)
@@ -124,7 +123,7 @@ class Hide(Tuned):
         return logits
 
     def _take_features(self, module: Any, inputs: tuple[Tensor]) -> None:
-        self._features = inputs[0] if self.network.training else None
+        self._features = inputs[0] if self.network.training and self.options["reg"] else None
 
 
 def contrast(features: Tensor, y: Tensor, prototypes: Tensor, labels: Tensor) -> Tensor:

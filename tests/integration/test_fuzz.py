@@ -23,17 +23,10 @@ from reprise.train import checkpoint
 from reprise.train.options import (
     BackboneConfig,
     BufferConfig,
-    BufferOptions,
-    DataOptions,
-    DistributionOptions,
     Invocation,
     ModelConfig,
-    ModelOptions,
-    OutputOptions,
-    PeftOptions,
-    RunOptions,
+    Options,
     TasksetsConfig,
-    TrainingOptions,
 )
 
 
@@ -48,16 +41,7 @@ def fuzz(cases):
     )
 
 
-GROUPS = (
-    RunOptions,
-    DataOptions,
-    ModelOptions,
-    TrainingOptions,
-    DistributionOptions,
-    BufferOptions,
-    PeftOptions,
-    OutputOptions,
-)
+GROUPS = Options.__bases__
 SECTIONS = (BackboneConfig, BufferConfig, ModelConfig, TasksetsConfig)
 OPTIONS = [field.alias or name for group in (*GROUPS, Invocation) for name, field in group.model_fields.items()]
 KEYS = [name for section in SECTIONS for name in section.model_fields]
