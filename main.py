@@ -1,8 +1,8 @@
 """Reprise's command line: read the options, build the parts, train, report. `python main.py --help` lists the options.
 
 Works alone and under horovodrun, mpirun, srun and torchrun. The training step is in train/loop.py (the loop),
-cl_models/<strategy>.py (what is trained on) and train/stepper.py (the update). This is the one place where names become
-objects; imports stand in the functions that need them, because --help and mistakes must be answered at once.
+cl_models/<strategy>.py (what is trained on) and train/stepper.py (the update); train/parts.py makes objects of the
+options' names. Imports stand in the functions that need them, because --help and mistakes must be answered at once.
 
 Exit codes: 0 done; 2 a mistake in the options or files, one line says which; 3 another rank was lost; 75 a collective
 took longer than --timeout; 85 stopped by SIGTERM or SIGUSR1 with everything saved: start again with --resume.
@@ -13,11 +13,10 @@ import logging
 import os
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 try:
     from reprise.runtime.errors import PeerLost, RanksChanged, SharedUserError, UserError
@@ -27,23 +26,14 @@ except ModuleNotFoundError as error:  # the wrong Python: the first mistake ever
     raise SystemExit(2) from None
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from reprise.buffer import Field, RehearsalBuffer
-    from reprise.cl_models import ContinualModel
-    from reprise.cl_models.base import Stored, Tuning
     from reprise.report.run_folder import RunFolder
     from reprise.report.sinks import SinkList
     from reprise.runtime.config import Resolved
     from reprise.runtime.dist import Communicator
-    from reprise.runtime.spans import Spans
     from reprise.runtime.stop import StopRequest
     from reprise.scenarios import Scenario
     from reprise.train.checkpoint import Checkpoint, Progress
-    from reprise.train.loop import Settings
     from reprise.train.options import Options
-    from reprise.train.regime import Regime
     from reprise.train.regroup import Carried
 
 logger = logging.getLogger(__name__)
@@ -137,7 +127,7 @@ def train(
     from reprise.runtime import seeds
     from reprise.runtime.spans import KEPT, Spans
     from reprise.runtime.stop import StoppedError
-    from reprise.train import checkpoint, regroup
+    from reprise.train import checkpoint, parts, regroup
     from reprise.train.checkpoint import Progress
     from reprise.train.checkpointer import Checkpointer, Every
     from reprise.train.loop import Loop
@@ -152,20 +142,22 @@ def train(
     resumed = None if shared else _resumed(options, comm)
     folder = comm.agree(lambda: RunFolder(_run_path(options)) if comm.rank == 0 else None)
 
-    device = _device(options, comm)
-    scenario = _scenario(options, comm)
+    device = parts.choose_device(options, comm)
+    scenario = parts.read_scenario(options, comm)
     if options.download:
-        comm.agree(lambda: _fetch_weights(options) if comm.rank == 0 else None)
-    network = comm.agree(lambda: _network(options, scenario)).to(device)
+        comm.agree(lambda: parts.fetch_weights(options) if comm.rank == 0 else None)
+    network = comm.agree(lambda: parts.make_network(options, scenario)).to(device)
+    if comm.rank == 0:
+        parts.compare_inputs(options, scenario)
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does take it
     if options.compile:
-        comm.agree(lambda: _compile(network, device))
+        comm.agree(lambda: parts.compile_network(network, device))
     tunes = STRATEGIES.get(options.model).tunes
-    selector = _selector(options, scenario, comm) if tunes else None
-    regimes = comm.agree(lambda: _regimes(options, scenario, comm))
+    selector = parts.read_selector(options, scenario, comm) if tunes else None
+    regimes = comm.agree(lambda: parts.make_regimes(options, scenario, comm))
     seeds.seed_everything(options.seed, comm.rank)
-    buffer = _buffer(options, scenario, device, comm, resumed)
+    buffer = parts.make_buffer(options, scenario, device, comm, resumed)
     model, optimizer = network, regimes[0].build_optimizer(network.parameters())
     if not tunes:
         model, optimizer = comm.data_parallel(
@@ -176,8 +168,8 @@ def train(
             gradient_predivide_factor=options.gradient_predivide_factor,
             backward_passes_per_step=options.batches_per_allreduce,
         )
-    strategy = _strategy(options, scenario, network, model, optimizer, buffer, device, comm, spans, selector)
-    means, progress = {}, Progress(_fingerprint(options))
+    strategy = parts.make_strategy(options, scenario, network, model, optimizer, buffer, device, comm, spans, selector)
+    means, progress = {}, Progress(parts.fingerprint(options))
     if resumed:
         means, progress = checkpoint.load(resumed, strategy, comm), resumed.progress
     losses = None
@@ -192,13 +184,13 @@ def train(
         strategy,
         scenario,
         comm,
-        _settings(options, scenario, device),
+        parts.make_settings(options, scenario, device),
         optimizer=optimizer,
         regime_for=regimes.__getitem__,
         spans=spans,
         progress=progress,
         means=means,
-        composition=None if buffer is None else lambda: _composition(buffer, comm),
+        composition=None if buffer is None else lambda: parts.composition(buffer, comm),
     )
 
     # Nothing is left that could refuse this run: only now may it touch what an earlier one left in the folder.
@@ -263,7 +255,7 @@ def resolve(arguments: Sequence[str]) -> "Resolved[Options]":
 
     resolved = options.parse(arguments, _names())
     _check_strategy(resolved.options)
-    backbone.check(resolved.options.backbone, _free_keys(resolved.options))
+    backbone.check(resolved.options.backbone, resolved.options.backbone_config.own)
     return resolved
 
 
@@ -302,8 +294,14 @@ def _check_tuning(options: "Options") -> None:
         raise UserError(
             f"buffer_config: {options.model} stores raw samples in every step; leave store and insertion out"
         )
-    for key in ("use_adasum", "fp16_allreduce", "compile"):
-        if getattr(options, key):
+    unfit = {
+        "use_adasum": options.use_adasum,
+        "fp16_allreduce": options.fp16_allreduce,
+        "gradient_predivide_factor": options.gradient_predivide_factor != 1,
+        "compile": options.compile,
+    }
+    for key, chosen in unfit.items():
+        if chosen:
             raise UserError(
                 f"{key} does not go with {options.model}, which reduces its own few gradients; leave it out"
             )
@@ -324,33 +322,12 @@ def _start(options: "Options") -> "Communicator":
     return comm
 
 
-def _fingerprint(options: "Options") -> dict[str, Any]:
-    """What a checkpoint and the run that resumes it must have in common, as JSON would give it back."""
-    from reprise import backbone
-    from reprise.train.peft_options import ANSWERING
-
-    phases = options.optimizer_regime or backbone.default_regime(options.backbone, 1, _free_keys(options))
-    return {
-        "dataset": options.dataset,
-        "tasksets_config": options.tasksets_config.model_dump(mode="json", exclude={"epochs"}),
-        "transform_config": options.transform_config.model_dump(mode="json"),
-        "backbone": options.backbone,
-        "backbone_config": _free_keys(options),
-        "model": options.model,
-        "model_config": options.strategy_config.model_dump(mode="json"),
-        "peft_config": options.peft_config.model_dump(mode="json", exclude={*ANSWERING, "selector"}),
-        "optimizer": phases[0].get("optimizer"),
-        "training_only": options.training_only,
-        "seed": options.seed,
-    }
-
-
 def _resumed(options: "Options", comm: "Communicator") -> "Checkpoint | None":
     """The checkpoint to go on from; None: begin. Collective."""
-    from reprise.train import checkpoint
+    from reprise.train import checkpoint, parts
 
     if options.load_checkpoint:
-        found = checkpoint.choose(options.load_checkpoint, _fingerprint(options), comm, falls_back=False)
+        found = checkpoint.choose(options.load_checkpoint, parts.fingerprint(options), comm, falls_back=False)
         if found is None:
             raise SharedUserError(
                 f"no checkpoint in '{options.load_checkpoint}': expected {checkpoint.MANIFEST} there or in its "
@@ -358,330 +335,12 @@ def _resumed(options: "Options", comm: "Communicator") -> "Checkpoint | None":
             )
         return found
     if options.resume:
-        return checkpoint.choose(_run_path(options), _fingerprint(options), comm, falls_back=True)
+        return checkpoint.choose(_run_path(options), parts.fingerprint(options), comm, falls_back=True)
     return None
 
 
 def _run_path(options: "Options") -> Path:
     return Path(options.results_dir) / options.run_name
-
-
-def _device(options: "Options", comm: "Communicator") -> "torch.device":
-    import torch
-
-    if options.buffer_config.deterministic:
-        torch.use_deterministic_algorithms(True)
-        # Filling fresh memory would touch every page of the rehearsal buffer.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if torch.cuda.is_available():
-        return torch.device("cuda", comm.local_rank % torch.cuda.device_count())
-    return torch.device("cpu")
-
-
-def _scenario(options: "Options", comm: "Communicator") -> "Scenario":
-    """The tasks. A download is rank 0's alone; the others read what it left."""
-    from reprise import scenarios
-
-    tasksets = options.tasksets_config
-    sequence = tasksets.datasets or []
-    if sequence and sequence[0] != options.dataset:
-        raise SharedUserError(
-            f"tasksets_config datasets begins with '{sequence[0]}', and --dataset is '{options.dataset}'; "
-            "let both name the first data set"
-        )
-
-    def build(download: bool) -> "Scenario":
-        return scenarios.build(
-            options.dataset,
-            options.dataset_dir,
-            scenario=tasksets.scenario,
-            initial_increment=tasksets.initial_increment,
-            increment=tasksets.increment,
-            last_smaller=tasksets.last_smaller,
-            num_tasks=tasksets.num_tasks,
-            domain=tasksets.domain,
-            domain_seed=tasksets.domain_seed,
-            datasets=sequence,
-            task_free=tasksets.task_free,
-            concatenate_tasksets=tasksets.concatenate_tasksets,
-            class_order_seed=tasksets.class_order_seed,
-            class_order=tasksets.class_order or (),
-            **options.transform_config.model_dump(),
-            download=download,
-            given=tasksets.splits,
-        )
-
-    if options.download:
-        comm.agree(lambda: build(True) if comm.rank == 0 else None)
-    return comm.agree(lambda: build(False))
-
-
-def _fetch_weights(options: "Options") -> None:
-    from reprise import backbone
-
-    backbone.fetch(options.backbone, _free_keys(options))
-
-
-def _network(options: "Options", scenario: "Scenario") -> "nn.Module":
-    import torch
-
-    from reprise import backbone
-    from reprise.runtime import seeds
-
-    torch.manual_seed(seeds.derive(options.seed, "initial weights"))  # the same weights on every rank
-    return backbone.build(
-        options.backbone,
-        num_classes=scenario.num_classes,
-        sample_shape=scenario.input_shape,
-        config=_free_keys(options),
-        target_shape=scenario.target_shape,
-    )
-
-
-def _compile(network: "nn.Module", device: "torch.device") -> None:
-    """Have torch compile the network when it is first used."""
-    import torch
-
-    try:
-        # Whether it can is known only by trying: torch needs a compiler of the machine's, and looks for it then.
-        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        remedy = "install g++ or name another C++ compiler in CXX, or leave --compile out"
-        raise UserError(f"--compile: torch cannot compile here ({reason}); {remedy}") from error
-    # Not network.compile(), which passes silently over a network that is a mere nn.Sequential.
-    network.forward = torch.compile(network.forward)
-
-
-def _regimes(options: "Options", scenario: "Scenario", comm: "Communicator") -> list["Regime"]:
-    """One optimiser regime per task: milestones and warm-up count in that task's own epochs."""
-    from reprise import backbone
-    from reprise.train.regime import Regime
-
-    lr = options.backbone_config.lr or options.lr or backbone.default_lr(options.backbone)
-    overrides = {
-        key: value
-        for key, value in (("momentum", options.momentum), ("weight_decay", options.weight_decay))
-        if value is not None
-    }
-    regimes = []
-    for task in scenario.tasks:
-        epochs = options.epochs_of(task.index)
-        phases = options.optimizer_regime or backbone.default_regime(options.backbone, epochs, _free_keys(options))
-        regimes.append(
-            Regime(
-                [{**phase, **overrides} for phase in phases],
-                lr=lr,
-                batches_per_step=options.batches_per_allreduce * comm.size,
-                samples_per_step=options.batch_size * options.batches_per_allreduce * comm.size,
-                warmup_epochs=options.warmup_epochs_of(task.index),
-                epochs=epochs,
-            )
-        )
-    return regimes
-
-
-def _buffer(
-    options: "Options",
-    scenario: "Scenario",
-    device: "torch.device",
-    comm: "Communicator",
-    resumed: "Checkpoint | None",
-) -> "RehearsalBuffer | None":
-    """The rehearsal buffer where the strategy uses one; that of the checkpoint when there is one."""
-    from reprise.buffer import RehearsalBuffer
-    from reprise.cl_models import STRATEGIES
-    from reprise.train import checkpoint
-
-    strategy = STRATEGIES.get(options.model)
-    config = options.buffer_config
-    if not strategy.draws or (strategy.tunes and not config.given):
-        return None
-    if not scenario.boundaries:
-        for key in ("augmentations_offset", "soft_augmentations_offset", "insertion"):
-            value = getattr(config, key)
-            if value != type(config).model_fields[key].default:
-                raise SharedUserError(f"buffer_config {key} {value}: a task-free stream tells no tasks; leave it out")
-    capacity = config.capacity
-    if capacity is None:
-        assert config.rehearsal_ratio is not None, "one of the two always has a value"
-        capacity = int(scenario.total_train_samples() * config.rehearsal_ratio / 100)
-    arguments: dict[str, Any] = {
-        "fields": _stored_fields(options, scenario),
-        "capacity": capacity,
-        "draws": tuple(_draw_size(options, kind) for kind in strategy.draws),
-        "candidates": config.num_candidates if config.insertion == "step" else None,
-        "policy": config.policy,
-        "scope": config.scope,
-        "implementation": config.implementation,
-        "seed": options.seed,
-        "deterministic": config.deterministic,
-        "device": device,
-        "dist": comm,
-        "storage": config.storage,
-        "threads": config.threads,
-        "transport": config.transport,
-        "interface": config.interface,
-    }
-    if resumed:
-        return RehearsalBuffer.restore(resumed.folder / checkpoint.BUFFER, **arguments)
-    if config.scope == "global":
-        return RehearsalBuffer(**arguments)
-    return comm.agree(lambda: RehearsalBuffer(**arguments))
-
-
-def _draw_size(options: "Options", kind: str) -> int:
-    from reprise.cl_models.base import DISTILLATION
-
-    config = options.buffer_config
-    if kind == DISTILLATION and config.num_representatives_distillation is not None:
-        return config.num_representatives_distillation
-    return config.num_representatives
-
-
-def _stored_fields(options: "Options", scenario: "Scenario") -> dict[str, "Field"]:
-    """What is stored of a sample besides its label, see cl_models/rehearsal.py."""
-    import torch
-
-    from reprise.buffer import Field
-    from reprise.cl_models import STRATEGIES
-
-    config, fields = options.buffer_config, {}
-    stored = _stored(options, scenario)
-    view = scenario.transform.view(torch.zeros((1, *scenario.sample_shape), dtype=scenario.sample_dtype))[0]
-    if stored == "raw":
-        if config.dtype is not None and getattr(torch, config.dtype) != scenario.sample_dtype:
-            own = str(scenario.sample_dtype).removeprefix("torch.")
-            raise SharedUserError(
-                f"buffer_config dtype {config.dtype}: raw samples are {own}; leave it out or use store=augmented"
-            )
-        fields["x"] = Field(scenario.sample_shape, scenario.sample_dtype)
-    elif stored == "views":
-        fields["x"] = Field(tuple(view.shape), scenario.sample_dtype)
-    else:
-        if config.dtype == "uint8":
-            raise SharedUserError("buffer_config dtype uint8 cannot hold network inputs; leave it out")
-        fields["x"] = Field(tuple(view.shape), getattr(torch, config.dtype or ""))
-    if scenario.target_shape is not None:
-        fields["target"] = Field(scenario.target_shape, torch.float32)
-    if STRATEGIES.get(options.model).stores_outputs:
-        outputs = scenario.target_shape or (scenario.num_classes,)
-        fields["logits"] = Field(outputs, getattr(torch, config.logits_dtype))
-    return fields
-
-
-def _stored(options: "Options", scenario: "Scenario") -> "Stored":
-    """The form of a sample in the buffer, see cl_models/base.py."""
-    import torch
-
-    from reprise.cl_models import STRATEGIES
-
-    config = options.buffer_config
-    if (config.store or ("augmented" if STRATEGIES.get(options.model).stores_outputs else "raw")) == "raw":
-        return "raw"
-    return "views" if config.dtype is None or getattr(torch, config.dtype) == scenario.sample_dtype else "inputs"
-
-
-def _composition(buffer: "RehearsalBuffer", comm: "Communicator") -> dict[int, int]:
-    """Label -> number of samples stored on all ranks. Collective."""
-    buffer.drain()
-    total: Counter[int] = Counter()
-    for own in comm.allgather_object(buffer.class_counts(), name="composition"):
-        total.update(own)
-    return dict(sorted(total.items()))
-
-
-def _strategy(
-    options: "Options",
-    scenario: "Scenario",
-    network: "nn.Module",
-    model: "nn.Module",
-    optimizer: "torch.optim.Optimizer",
-    buffer: "RehearsalBuffer | None",
-    device: "torch.device",
-    comm: "Communicator",
-    spans: "Spans",
-    selector: dict[str, Any] | None,
-) -> "ContinualModel":
-    from reprise import backbone
-    from reprise.cl_models import STRATEGIES, Parts
-    from reprise.cl_models.base import DISTILLATION, REPLAY
-    from reprise.runtime import seeds
-    from reprise.train.grouped_gradients import GroupedGradients
-    from reprise.train.stepper import Stepper
-
-    config, tunes = options.buffer_config, STRATEGIES.get(options.model).tunes
-    stepper = Stepper(
-        model,
-        optimizer,
-        GroupedGradients(comm) if tunes else comm,
-        device=device,
-        span=spans.span,
-        passes=options.batches_per_allreduce,
-        half=_half(options, device),
-        channels_last=options.channels_last,
-        max_norm=options.clip_grad,
-    )
-    parts = Parts(
-        device=device,
-        network=network,
-        stepper=stepper,
-        loss=backbone.loss(options.backbone),
-        augment=scenario.transform.augment,
-        view=scenario.transform.view,
-        normalise=scenario.transform.normalise,
-        augment_rng=seeds.torch_generator(options.seed, "augment", comm.rank),
-        buffer=buffer,
-        options=options.strategy_config.model_dump(),
-        span=spans.span,
-        stored=_stored(options, scenario),
-        first_task={REPLAY: config.augmentations_offset, DISTILLATION: config.soft_augmentations_offset},
-        insertion=config.insertion,
-        tuning=_tuning(options, scenario, network, comm, selector) if tunes else None,
-    )
-    return comm.agree(lambda: STRATEGIES.get(options.model)(parts))
-
-
-def _tuning(
-    options: "Options",
-    scenario: "Scenario",
-    network: "nn.Module",
-    comm: "Communicator",
-    selector: dict[str, Any] | None,
-) -> "Tuning":
-    from reprise import backbone
-    from reprise.cl_models.base import Tuning
-
-    # Frozen weights never travel: ranks that have read different ones are found out here.
-    found = comm.allgather_object(backbone.fingerprint(network), name="backbone")
-    for rank, other in enumerate(found):
-        if other != found[0]:
-            raise SharedUserError(
-                f"rank {rank} has other frozen weights than rank 0; give all nodes the same file of pre-trained weights"
-            )
-    return Tuning(options.peft_config.model_dump(), comm, scenario.num_classes, options.seed, found[0], selector)
-
-
-def _selector(options: "Options", scenario: "Scenario", comm: "Communicator") -> dict[str, Any] | None:
-    """The state of the run that --peft-config names, where the strategy needs one. Collective."""
-    from reprise.cl_models import STRATEGIES
-    from reprise.train import selector
-
-    if not STRATEGIES.get(options.model).needs_selector:
-        return None
-    shared = ("dataset", "tasksets_config", "transform_config", "backbone", "backbone_config")
-    wanted = {key: value for key, value in _fingerprint(options).items() if key in shared}
-    return selector.load(options.peft_config.selector, options.model, wanted, len(scenario.tasks), comm)
-
-
-def _half(options: "Options", device: "torch.device") -> "torch.dtype | None":
-    """The type of mixed precision; None for none."""
-    import torch
-
-    if not options.use_amp:
-        return None
-    named = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-    return named.get(options.amp_dtype, torch.float16 if device.type == "cuda" else torch.bfloat16)
 
 
 def _open(
@@ -788,26 +447,6 @@ def _unused(options: "Options") -> list[str]:
     if options.lr and any("lr" in phase for phase in options.optimizer_regime or ()):
         lines.append("--lr has no effect: the phases of --optimizer-regime set the learning rate themselves")
     return lines
-
-
-def _settings(options: "Options", scenario: "Scenario", device: "torch.device") -> "Settings":
-    from reprise.train.loop import Settings
-
-    return Settings(
-        epochs=tuple(options.epochs_of(task.index) for task in scenario.tasks),
-        batch_size=options.batch_size * options.batches_per_allreduce,
-        eval_batch_size=options.eval_batch_size or options.batch_size,
-        seed=options.seed,
-        log_interval=options.log_interval,
-        loader_workers=options.dataloader_workers,
-        evaluates=not options.training_only,
-        device=device,
-    )
-
-
-def _free_keys(options: "Options") -> dict[str, Any]:
-    """The keys of --backbone-config that the backbone itself understands."""
-    return options.backbone_config.model_dump(exclude={"lr"}, exclude_none=True)
 
 
 def _complain(error: Exception, speaks: bool, code: int = USER_MISTAKE) -> int:

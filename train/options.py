@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from os.path import expanduser, isdir
 from pathlib import Path, PurePath
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -276,6 +276,11 @@ class BackboneConfig(Section):
     lr: AboveZero | None = Field(
         default=None, description="learning rate before scaling; none: --lr, then the backbone's own"
     )
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The keys that the backbone itself understands."""
+        return self.model_dump(exclude={"lr"}, exclude_none=True)
 
 
 class RunOptions(Section):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from runs import FIVE_TASKS, run, summary, weights
 
-import reprise.main
+from reprise.train import parts
 
 ONE_TASK = ["--epochs", "1", "--batch-size", "100"]
 RESNET = ["--backbone", "test_resnet", *ONE_TASK, "--training-only"]
@@ -20,13 +20,13 @@ def agree(folder, other, tolerance):
 @pytest.fixture
 def networks(monkeypatch):
     """The networks that the runs of a test have built."""
-    build, built = reprise.main._network, []
+    build, built = parts.make_network, []
 
     def watched(*arguments):
         built.append(build(*arguments))
         return built[-1]
 
-    monkeypatch.setattr(reprise.main, "_network", watched)
+    monkeypatch.setattr(parts, "make_network", watched)
     return built
 
 
