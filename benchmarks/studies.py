@@ -276,7 +276,7 @@ TUNED = {
     "Slcapp": "rank=4 alpha=3.2 init=svd targets=['q','k','v','fc1','fc2'] blocks=all statistics=covariance",
 }
 """Strategy -> keys of --peft-config."""
-_REPLAYING = ("Selector", "L2c", "Slcapp")
+_REPLAYING = ("Selector", "Hide", "L2c", "Slcapp")
 _PER_CLASS = 2
 
 

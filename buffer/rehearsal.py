@@ -8,11 +8,12 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -222,6 +223,19 @@ class RehearsalBuffer:
         """{label: samples stored} on this rank."""
         self._open()
         return self._engine.class_counts()
+
+    def stored(self, rows: int) -> Iterator[dict[str, Tensor]]:
+        """All samples on this rank, as copies on the CPU, at most `rows` at a time: every field, "y" and "task".
+
+        Waits for what was submitted. Nothing may be submitted until it has ended.
+        """
+        self.drain()
+        names = (*self.fields, "y", "task")
+        stored = len(self)
+        for start in range(0, stored, rows):
+            slots = np.arange(start, min(start + rows, stored))
+            columns = self._engine.state_dict(slots)["shard"]["columns"]
+            yield {name: columns[name] for name in names}
 
     def timings(self) -> dict[str, dict[str, float]]:
         """Per part of the work: count, total, mean, p50 and p95 in ms.

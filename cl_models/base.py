@@ -158,6 +158,10 @@ class ContinualModel:
         samples: this rank's share of the task's raw training samples in batches, each sample once on one rank.
         """
 
+    def memory(self) -> dict[str, int]:
+        """Bytes that are kept of the past beside the network, by kind, over all ranks. Collective."""
+        return {}
+
     @property
     def memorises(self) -> bool:
         """Whether `memorise` wants to see a task's samples once more when the task has ended."""

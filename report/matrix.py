@@ -15,6 +15,14 @@ def average_accuracy(matrix: ArrayLike) -> float:
     return float(_square(matrix)[-1].mean())
 
 
+def pooled_accuracy(row: ArrayLike, samples: ArrayLike, task: int) -> float:
+    """sum_{j<=t} n_j R[t, j] / sum_{j<=t} n_j, n_j test samples of task j: SLCA's and PILOT's Last-Acc after task t.
+
+    Every image counts alike, where ACC counts every task alike; the same only where tasks are of one size.
+    """
+    return float(np.average(np.asarray(row)[: task + 1], weights=np.asarray(samples)[: task + 1]))
+
+
 def average_incremental_accuracy(matrix: ArrayLike) -> float:
     """AIA = mean_i mean_{j<=i} R[i, j] (Rebuffi 2017). PILOT weights the inner mean by the tasks' sample counts."""
     return float(average_of_seen(_square(matrix)).mean())

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from reprise.cl_models.base import ContinualModel
-from reprise.report.matrix import average_accuracy, of_accuracies, of_errors
+from reprise.report.matrix import average_accuracy, of_accuracies, of_errors, pooled_accuracy
 from reprise.report.progress import EpochProgress
 from reprise.report.sinks import MetricRow, SinkList
 from reprise.runtime.dist import Communicator
@@ -294,8 +294,13 @@ class Loop:
         for name in (*names, "loss", "samples"):
             for index, value in enumerate(getattr(scores, name)):
                 self._log(task, epoch, f"test_task_{index}", names.get(name, name), float(value))
-        for name, value in self._measures(task).items():
+        measures = self._measures(task)
+        if scores.task_il is not None:
+            measures["pooled_accuracy"] = pooled_accuracy(scores.class_il, scores.samples, task)
+        for name, value in measures.items():
             self._log(task, epoch, "cl", name, value)
+        for kind, size in self.strategy.memory().items():
+            self._log(task, epoch, "memory", f"bytes_of_{kind}", float(size))
         if self._composition:
             stored = self._composition()
             self._log(task, epoch, "buffer", "samples_stored", float(sum(stored.values())))

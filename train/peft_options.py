@@ -51,6 +51,7 @@ class PeftConfig(Section):
     )
     slow_lr: NotNegative = Field(default=0.1, description="Selector: factor of the learning rate where it is slow")
     fix_epochs: FromZero = Field(default=10, description="Selector, fix_and_tuning: epochs without the module")
+    ema: Share = Field(default=0.99, description="Lae: what the slow module keeps of itself after each task")
     larger_prompt_lr: bool = Field(default=False, description="a tenth of the learning rate for the head")
     train_mask: bool = Field(default=True, description="only classes of the task compete in its training")
     reg: NotNegative = Field(default=0.001, description="Hide, L2c: weight of the contrastive term")
@@ -58,11 +59,14 @@ class PeftConfig(Section):
         default="normalised",
         description="Hide, L2c: features of unit length and no prototype of the same class; or as released",
     )
-    statistics: Literal["covariance", "variance", "multi-centroid", "low-rank"] = Field(
-        default="multi-centroid", description="what is kept of each class's features"
+    statistics: Literal["covariance", "variance", "multi-centroid", "low-rank", "features"] = Field(
+        default="multi-centroid", description="what is kept of each class's features; features: some of themselves"
     )
-    centroids: Count = Field(default=10, description="multi-centroid: clusters per class")
+    centroids: Count = Field(default=10, description="multi-centroid: clusters per class; features: how many are kept")
     alignment: bool = Field(default=True, description="align the head on pseudo-features after each task")
+    ca_optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="alignment: optimiser; published code takes adamw for MAE and BEiT"
+    )
     ca_lr: AboveZero = Field(default=0.005, description="alignment: learning rate")
     ca_epochs: Count = Field(default=30, description="alignment: epochs, of as many steps as there are classes")
     ca_batch: Count = Field(default=120, description="alignment: pseudo-features per rank and step")

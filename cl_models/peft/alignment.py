@@ -7,6 +7,7 @@ here: features, statistics (statistics.py), and whether the next task goes on fr
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +24,21 @@ _LOG_OF_ZERO = math.log(1e-4)  # what stands for log 0 in the reverse cross-entr
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a head is aligned; the defaults are HiDe-PET's. SGD with momentum, the lr falling by cosine over epochs.
+    """How a head is aligned; the defaults are HiDe-PET's. The lr falls by cosine over epochs.
 
-    batch: pseudo-features per rank and step. steps_per_epoch: None for as many as there are classes. mask: classes not
-    seen so far are ruled out. logit_norm: SLCA's temperature tau, see logit_normalised(). sce: (a, b) of the symmetric
-    cross-entropy, see sce(). Raises UserError for a value out of range.
+    optimizer: "sgd", with momentum, or "adamw", which HiDe-PET takes for MAE and BEiT. batch: pseudo-features per rank
+    and step. steps_per_epoch: None for as many as there are classes. logit_norm: SLCA's temperature tau, see
+    logit_normalised(). Raises UserError for a value out of range.
     """
 
     epochs: int = 30
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 5e-3
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch: int = 120
     steps_per_epoch: int | None = None
-    mask: bool = True
     logit_norm: float | None = None
-    sce: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "steps_per_epoch"):
@@ -93,17 +93,11 @@ def align(
         logits = head(x * factors[place[y], None])
         if settings.logit_norm is not None:
             logits = logit_normalised(logits, groups, settings.logit_norm)
-        if settings.mask:
-            logits, y = logits[:, columns], place[y]
-        if settings.sce is not None:
-            return sce(logits, y, *settings.sce)
-        return functional.cross_entropy(logits, y, reduction="none")
+        return functional.cross_entropy(logits[:, columns], place[y], reduction="none")
 
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() for parameter in parameters]
-    optimizer = torch.optim.SGD(
-        parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    optimizer = _optimizer(parameters, settings)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     for _ in range(settings.epochs):
         seen = torch.zeros(2, device=device)
@@ -121,7 +115,14 @@ def align(
             optimizer.step()
             seen += sums
         schedule.step()
+    stats.forget_copies()
     return float(seen[0] / seen[1])
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: Alignment) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 def _batches(

@@ -6,11 +6,13 @@
     bank.add(1, like=0)
     bank.activate(torch.tensor([0, 1, -1]))         # a task per sample; -1: the frozen base alone
 
-Which parameters a task has in a block and what they do there is a technique's business: lora.py, prefix.py, prompt.py,
-adapter.py. Every task's parameters are tensors of their own, never a slice of one over all tasks: an optimiser or an
-all-reduce of the task that learns cannot touch the others. What is trained, and when, is up to the strategies.
+Which weights a task has in a block and what they do there is a technique's business: lora.py, prefix.py, prompt.py,
+adapter.py. Every task has a parameter of its own per block, never a slice of one over all tasks: an optimiser or an
+all-reduce of the task that learns cannot touch the others. All weights of a task in a block are in that one parameter,
+as a tensor costs a kilobyte beside what is in it. What is trained, and when, is up to the strategies.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -85,7 +87,7 @@ class Bank(nn.Module):
     """Owns the parameters of every task. Made by attach(). All of it is per rank; nothing here communicates.
 
     The parameters have dtype and device of their block's weights when they are made, and state_dict() names them
-    "per_task.<task>.<block>.<name>". What is active is not part of the state.
+    "per_task.<task>/<block>". What is active is not part of the state.
     """
 
     def __init__(self, technique: Technique, blocks: Mapping[int, nn.Module]) -> None:
@@ -95,12 +97,13 @@ class Bank(nn.Module):
         self.base = dict(blocks)
         self._shapes = {number: technique.shapes(block) for number, block in blocks.items()}
         self._active: int | _PerSample | None = None
-        self.per_task = nn.ModuleDict()
+        self.per_task = nn.ParameterDict()
+        self._tasks: list[int] = []
 
     @property
     def tasks(self) -> tuple[int, ...]:
         """In the order they were added."""
-        return tuple(map(int, self.per_task))
+        return tuple(self._tasks)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -163,14 +166,10 @@ class Bank(nn.Module):
             return self.weights(active, block)
         if len(active.index) != rows:
             raise UserError(f"{len(active.index)} task ids are active for a batch of {rows}; activate one per sample")
-        of_tasks = [self.weights(task, block) for task in active.tasks]
-        gathered = {}
-        for name, first in of_tasks[0].items():
-            stack = [weights[name] for weights in of_tasks]
-            if active.absent is not None:
-                stack.append(torch.zeros_like(first))
-            gathered[name] = torch.stack(stack).index_select(0, active.index)
-        return gathered
+        stack: list[Tensor] = [self._flat(task, block) for task in active.tasks]
+        if active.absent is not None:
+            stack.append(torch.zeros_like(stack[0]))
+        return self._named(torch.stack(stack).index_select(0, active.index), block)
 
     def visible(self, start: int, length: int, keys: int) -> Tensor | None:
         """Which keys a sample attends to when those of its module are the `length` from `start`: (b, 1, 1, keys) bool,
@@ -183,13 +182,12 @@ class Bank(nn.Module):
         return ~(self._active.absent.view(-1, 1, 1, 1) & of_module)
 
     def weights(self, task: int, block: int) -> Weights:
-        """A task's parameters in a block, by name."""
-        of_task: Any = self._of(task)
-        return dict(of_task[str(block)])
+        """A task's weights in a block, by name: views of its parameter there."""
+        return self._named(self._flat(task, block), block)
 
     def parameters_of(self, task: int) -> list[nn.Parameter]:
-        """In an order that is the same for every task: by block, then by name."""
-        return list(self._of(task).parameters())
+        """A flat one per block, in the order of `blocks`."""
+        return [self._flat(task, block) for block in self.blocks]
 
     @torch.no_grad()
     def average(self, task: int, momentum: float) -> None:
@@ -206,8 +204,12 @@ class Bank(nn.Module):
                 mine.lerp_(torch.stack(theirs).mean(dim=0), momentum)
 
     def state_of(self, task: int) -> Weights:
-        """Copies of a task's parameters, by "<block>.<name>"."""
-        return {name: value.detach().clone() for name, value in self._of(task).named_parameters()}
+        """Copies of a task's weights, by "<block>.<name>"."""
+        return {
+            f"{block}.{name}": value.detach().clone()
+            for block in self.blocks
+            for name, value in self.weights(task, block).items()
+        }
 
     @torch.no_grad()
     def load_state_of(self, task: int, state: Mapping[str, Tensor]) -> None:
@@ -220,8 +222,9 @@ class Bank(nn.Module):
             self._check_new(task)
             self._make(task, weights)
             return
-        for name, parameter in self._of(task).named_parameters():
-            parameter.copy_(state[name])
+        for block, of_block in weights.items():
+            for name, value in self.weights(task, block).items():
+                value.copy_(of_block[name])
 
     def num_parameters(self, task: int) -> int:
         return sum(parameter.numel() for parameter in self.parameters_of(task))
@@ -230,15 +233,11 @@ class Bank(nn.Module):
         return sum(parameter.nbytes for parameter in self.parameters_of(task))
 
     def _make(self, task: int, weights: Mapping[int, Weights]) -> None:
-        made = nn.ModuleDict()
         for number, block in self.base.items():
             base = next(block.parameters())
-            of_block = {
-                name: nn.Parameter(value.detach().to(base.device, base.dtype, copy=True))
-                for name, value in weights[number].items()
-            }
-            made[str(number)] = nn.ParameterDict(of_block)
-        self.per_task[str(task)] = made
+            flat = torch.cat([value.detach().flatten() for value in weights[number].values()])
+            self.per_task[f"{task}/{number}"] = nn.Parameter(flat.to(base.device, base.dtype))
+        self._tasks.append(task)
 
     def _by_block(self, state: Mapping[str, Tensor]) -> dict[int, Weights]:
         """A state that is complete and of the right shapes, by block."""
@@ -263,5 +262,15 @@ class Bank(nn.Module):
             raise UserError(f"no task {task} in the bank, which has {list(self.tasks)}; add it first")
         return task
 
-    def _of(self, task: int) -> nn.Module:
-        return self.per_task[str(self._known(task))]
+    def _flat(self, task: int, block: int) -> nn.Parameter:
+        flat: nn.Parameter = self.per_task[f"{self._known(task)}/{block}"]
+        return flat
+
+    def _named(self, flat: Tensor, block: int) -> Weights:
+        """Views of the weights in flat tensors (..., n) of a block, each (..., *shape)."""
+        shapes = self._shapes[block]
+        pieces = flat.split([math.prod(shape) for shape in shapes.values()], dim=-1)
+        return {
+            name: piece.view(*flat.shape[:-1], *shape)
+            for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+        }

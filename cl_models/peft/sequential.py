@@ -1,5 +1,6 @@
 """The baselines of parameter-efficient continual learning: the head alone, one module for all tasks, one per task."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from reprise.cl_models.base import STRATEGIES, TaskLike
 from reprise.cl_models.peft.tuned import Tuned
+
+_SLOW = 1  # the module of Lae that follows
 
 
 @STRATEGIES.register("HeadOnly")
@@ -23,6 +26,28 @@ class SeqPeft(Tuned):
 
     def modules_of(self, task: int) -> int | None:
         return 0
+
+
+@STRATEGIES.register("Lae")
+class Lae(SeqPeft):
+    """SeqPeft and a copy of its module that follows it slowly, once per task; each class has the greater logit of both.
+
+    Learning, accumulation, ensemble: Gao et al. 2023, arXiv 2303.10070, with any technique; the form is HiDe-PET's
+    baseline of the type "momentum" (arXiv 2407.05229), whose copy moves after a task and not in every step.
+    """
+
+    def consolidate(self, task: TaskLike, samples: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
+        super().consolidate(task, samples)
+        if _SLOW not in self.bank.tasks:
+            self.bank.add(_SLOW, like=0)
+        self.bank.average(_SLOW, 1 - self.options["ema"])
+
+    def answers(self, x: Tensor) -> Tensor:
+        logits = super().answers(x)
+        if _SLOW not in self.bank.tasks:
+            return logits
+        self.bank.activate(_SLOW)
+        return torch.maximum(logits, self.heads(self.features(x)))
 
 
 @STRATEGIES.register("OraclePeft")

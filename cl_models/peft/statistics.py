@@ -9,6 +9,7 @@ one matrix of moments.
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,8 @@ class ClassStatistics:
     factor; draws N(mu, S). "variance": the diagonal of S. "multi-centroid": at most `centroids` clusters of k-means
     (n_c where there are fewer), each with its mean, variance (n_k - 1) + ridge, and share of the samples. "low-rank":
     mu and Xc themselves; draws mu + Xc^T z / sqrt(n_c - 1) + sqrt(ridge) z', which is N(mu, S) without a d x d matrix.
+    "features": at most `centroids` of the features themselves, picked at random and kept in float16 (feature replay);
+    draws are these, each as likely as the others.
     With n_c = 1 the ridge alone is left of S. Means are kept in float64, what spreads around them in float32.
 
     A class may have statistics under several experts (modules whose features differ). seed: of k-means. Raises
@@ -49,7 +52,7 @@ class ClassStatistics:
         self._method = _METHODS[method]
         self._comm = comm
         self._settings = _Settings(seed, centroids, ridge)
-        self._summaries: dict[int, dict[int, Summary]] = {}  # class -> expert
+        self._shelves: list[_Shelf] = []
         self._ready: dict[tuple[int, int, torch.device], Summary] = {}
 
     def fit(self, features: Tensor, labels: Tensor, classes: Sequence[int], expert: int = 0) -> None:
@@ -67,14 +70,18 @@ class ClassStatistics:
         )
         summaries = {label: summary for part in found for label, summary in part.items()}
         self._check_same(summaries, classes, expert)
-        for label in classes:
-            self._summaries.setdefault(label, {})[expert] = summaries[label]
-        self._ready.clear()
+        newer: set[tuple[int, int]] = set()
+        older, self._shelves = self._shelves, []
+        for shelf in (_Shelf.of({(label, expert): summaries[label] for label in classes}), *older):
+            if not newer.issuperset(shelf.keys):
+                self._shelves.append(shelf)
+                newer.update(shelf.keys)
+        self.forget_copies()
 
     @property
     def classes(self) -> tuple[int, ...]:
         """Those with statistics, in ascending order."""
-        return tuple(sorted(self._summaries))
+        return tuple(sorted({label for shelf in self._shelves for label, _ in shelf.keys}))
 
     def mean(self, label: int, expert: int | None = None) -> Tensor:
         """(d,) float64 on the CPU: the mean of what sample() draws."""
@@ -97,11 +104,16 @@ class ClassStatistics:
         """Pseudo-features (len(classes) * per_class, d) float32 and labels, class by class, on the generator's device.
 
         Rows of a class are independent of each other. expert None: each row comes from one of those that have the
-        class, all equally likely. Raises KeyError for a class or an expert without statistics.
+        class, all equally likely. Raises KeyError for a class or an expert without statistics. Keeps copies in float32
+        on that device for the next call, until forget_copies().
         """
         rows = [self._draw(label, per_class, generator, expert) for label in classes]
         labels = torch.tensor(classes, device=generator.device).repeat_interleave(per_class)
         return torch.cat(rows), labels
+
+    def forget_copies(self) -> None:
+        """Free what sample() has kept on its device."""
+        self._ready.clear()
 
     @property
     def bytes(self) -> int:
@@ -118,12 +130,13 @@ class ClassStatistics:
             raise SharedUserError(
                 f"saved class statistics are '{state['method']}', here they are '{self.method}'; use the saved method"
             )
-        self._summaries, self._ready = {}, {}
+        summaries: dict[tuple[int, int], Summary] = {}
         for name, value in state.items():
             if name != "method":
                 label, expert, quantity = name.split(".")
-                summary = self._summaries.setdefault(int(label), {}).setdefault(int(expert), {})
-                summary[quantity] = value.cpu()
+                summaries.setdefault((int(label), int(expert)), {})[quantity] = value.cpu()
+        self._shelves = [_Shelf.of(summaries)] if summaries else []
+        self.forget_copies()
 
     def _at_owners(self, features: Tensor, labels: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """What this rank owns of all ranks' rows: the i-th of `classes` is rank i mod size's."""
@@ -161,8 +174,15 @@ class ClassStatistics:
             )
 
     def _of(self, label: int, expert: int | None) -> dict[int, Summary]:
-        held = self._summaries[label]
-        return {one: held[one] for one in (sorted(held) if expert is None else [expert])}
+        held = {key for shelf in self._shelves for key in shelf.keys if key[0] == label}
+        experts = sorted(one for _, one in held) if expert is None else [expert]
+        if (label, expert) not in held and (expert is not None or not held):
+            raise KeyError(f"no statistics of class {label}" + ("" if expert is None else f" under expert {expert}"))
+        return {one: self._find(label, one) for one in experts}
+
+    def _find(self, label: int, expert: int) -> Summary:
+        """The newest shelf comes first."""
+        return next(shelf.summary((label, expert)) for shelf in self._shelves if (label, expert) in shelf.keys)
 
     def _draw(self, label: int, n: int, generator: torch.Generator, expert: int | None) -> Tensor:
         device = generator.device
@@ -180,17 +200,50 @@ class ClassStatistics:
     def _on_device(self, label: int, expert: int, device: torch.device) -> Summary:
         key = (label, expert, device)
         if key not in self._ready:
-            summary = self._summaries[label][expert]
+            summary = self._find(label, expert)
             self._ready[key] = {name: value.to(device, torch.float32) for name, value in summary.items()}
         return self._ready[key]
 
     def _tensors(self) -> Summary:
         return {
             f"{label}.{expert}.{name}": value
-            for label, held in sorted(self._summaries.items())
-            for expert, summary in sorted(held.items())
-            for name, value in summary.items()
+            for label, expert in sorted({key for shelf in self._shelves for key in shelf.keys})
+            for name, value in self._find(label, expert).items()
         }
+
+
+class _Shelf(NamedTuple):
+    """Summaries that came together, each quantity of all of them in one tensor: a tensor costs a kilobyte beside what
+    is in it, and there would be several per class.
+
+    keys: (class, expert) of each. starts: quantity -> where the rows of each summary begin, and where the last end.
+    scalars: quantities without dimensions, one row each.
+    """
+
+    keys: tuple[tuple[int, int], ...]
+    quantities: Summary
+    starts: dict[str, list[int]]
+    scalars: frozenset[str]
+
+    @classmethod
+    def of(cls, summaries: dict[tuple[int, int], Summary]) -> "_Shelf":
+        parts = list(summaries.values())
+        rows = {name: [torch.atleast_1d(part[name]) for part in parts] for name in parts[0]}
+        return cls(
+            keys=tuple(summaries),
+            quantities={name: torch.cat(values) for name, values in rows.items()},
+            starts={name: [0, *accumulate(map(len, values))] for name, values in rows.items()},
+            scalars=frozenset(name for name, value in parts[0].items() if value.ndim == 0),
+        )
+
+    def summary(self, key: tuple[int, int]) -> Summary:
+        """Views."""
+        place = self.keys.index(key)
+        found = {}
+        for name, values in self.quantities.items():
+            start, end = self.starts[name][place : place + 2]
+            found[name] = values[start] if name in self.scalars else values[start:end]
+        return found
 
 
 # ---- methods: rows (n, d) float64 of one class to its summary, and a summary, in float32, to draws (n, d)
@@ -269,11 +322,25 @@ def _draw_low_rank(summary: Summary, n: int, generator: torch.Generator) -> Tens
     return summary["mean"] + within + summary["floor"] * _normal(n, summary["mean"], generator)
 
 
+def _features(rows: Tensor, settings: _Settings, key: tuple[int, int]) -> Summary:
+    picked = torch.randperm(len(rows), generator=torch_generator(settings.seed, "features", *key))[: settings.centroids]
+    kept = rows[picked].half()
+    if not kept.isfinite().all():
+        raise UserError(f"features of class {key[1]} are beyond what float16 holds; use other statistics")
+    return {"mean": kept.double().mean(dim=0), "features": kept}
+
+
+def _draw_features(summary: Summary, n: int, generator: torch.Generator) -> Tensor:
+    kept = summary["features"]
+    return kept[torch.randint(len(kept), (n,), generator=generator, device=kept.device)]
+
+
 _METHODS = {
     "covariance": _Method(_covariance, _draw_covariance),
     "variance": _Method(_variance, _draw_variance),
     "multi-centroid": _Method(_multi_centroid, _draw_multi_centroid),
     "low-rank": _Method(_low_rank, _draw_low_rank),
+    "features": _Method(_features, _draw_features),
 }
 
 

@@ -29,6 +29,7 @@ Group = dict[str, Any]
 """Parameters that are stepped alike: "params" and "lr_scale", a factor of the learning rate."""
 
 _FIRST_BLOCKS = 5
+_ROWS = 128  # replayed at a time
 
 
 class Tuned(ContinualModel):
@@ -148,9 +149,15 @@ class Tuned(ContinualModel):
     def joint_loss(
         self, x: Tensor, y: Tensor, old_x: Tensor, old_y: Tensor, rows: tuple[int, int]
     ) -> tuple[Tensor, Metrics]:
-        """With replayed samples: one mean over new and old, among all classes seen (experience replay)."""
-        outputs = self.parts.stepper.forward(torch.cat([x, old_x]))
-        return self.share_of_mean(outputs, torch.cat([y, old_y]), sum(rows))
+        """With replayed samples: one mean over new and old, the old among all classes seen and the new as without.
+
+        The asymmetry is ER-ACE's (Caccia et al. 2022, arXiv 2104.05025): new samples among all classes would push down
+        the heads of earlier tasks, of which a few replayed samples know little.
+        """
+        outputs, replayed = self.parts.stepper.forward(torch.cat([x, old_x])).split([len(x), len(old_x)])
+        value, metrics = self.loss_of(outputs, y, sum(rows))
+        of_replayed, of_old = self.share_of_mean(replayed, old_y, sum(rows))
+        return value + of_replayed, {name: metrics[name] + of_old[name] for name in metrics}
 
     def consolidate(self, task: TaskLike, samples: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         if self.keeps_statistics:
@@ -167,7 +174,11 @@ class Tuned(ContinualModel):
         """Train all heads on pseudo-features of all classes seen. logit_norm, scales: see alignment.align()."""
         options, comm = self.options, self.tuning.comm
         settings = Alignment(
-            epochs=options["ca_epochs"], lr=options["ca_lr"], batch=options["ca_batch"], logit_norm=logit_norm
+            epochs=options["ca_epochs"],
+            optimizer=options["ca_optimizer"],
+            lr=options["ca_lr"],
+            batch=options["ca_batch"],
+            logit_norm=logit_norm,
         )
         # This rank's own: ranks that drew the same pseudo-features would gain nothing from each other.
         generator = torch.Generator(self.parts.device)
@@ -181,8 +192,41 @@ class Tuned(ContinualModel):
             comm=comm,
             generator=generator,
             task_of={label: task for task, classes in enumerate(self.classes) for label in classes},
+            extra=self.replayed_features(),
             **scales,
         )
+
+    def replayed_features(self) -> tuple[Tensor, Tensor] | None:
+        """Of all samples in this rank's part of the buffer, each under the module of its task; labels. On the CPU.
+
+        None where none are drawn for training either.
+        """
+        if self.buffer is None or not any(self.buffer.spec.draws):
+            return None
+        module_of = {task: self.modules_of(task) for task in range(len(self.classes))}
+        found = []
+        for rows in self.buffer.stored(_ROWS):
+            modules = [module_of[task] for task in rows["task"].tolist()]
+            for module in dict.fromkeys(modules):
+                own = torch.tensor([one == module for one in modules])
+                found.append(self.features_of([(rows["x"][own], rows["y"][own])], module))
+        if not found:
+            return None
+        features, labels = zip(*found, strict=True)
+        return torch.cat(features), torch.cat(labels)
+
+    def memory(self) -> dict[str, int]:
+        """images: in the rehearsal buffer. modules: of the bank. The other kinds are the same on every rank, and count
+        once.
+        """
+        buffer, kept = self.buffer, "features" if self.statistics.method == "features" else "statistics"
+        return {
+            "images": 0 if buffer is None else buffer.global_size * buffer.spec.bytes_per_sample,
+            "features": 0,
+            "statistics": 0,
+            kept: self.statistics.bytes,
+            "modules": sum(self.bank.bytes(module) for module in self.bank.tasks),
+        }
 
     # ---- features and answers
 

@@ -314,3 +314,22 @@ def test_ranks_say_where_a_sample_lies(make, comm):
     (draw,) = buffer.wait()
     assert torch.equal(draw["rank"], draw["id"] // PER_RANK)
     assert sorted(draw["rank"].unique().tolist()) == list(range(comm.size))
+
+
+def test_what_is_stored_is_read_piece_by_piece_as_it_was_submitted(make, comm):
+    buffer = make(fields=MANY_FIELDS, capacity=11 * comm.size)
+    assert list(buffer.stored(4)) == []
+    for step in range(5):
+        augment(buffer, identities(comm.rank, 6 * step, 6))
+    before = buffer.seen
+    pieces = list(buffer.stored(4))
+    assert [len(piece["y"]) for piece in pieces] == [4, 4, 3]
+    held = torch.cat([piece["i64"] for piece in pieces])
+    assert len(held.unique()) == len(buffer) == 11
+    assert torch.isin(held, identities(comm.rank, 0, 30)).all()
+    for piece in pieces:
+        assert set(piece) == {*MANY_FIELDS, "y", "task"}
+        assert_consistent({**piece, "rank": piece["i64"] // PER_RANK})  # type: ignore[arg-type]
+    pieces[0]["i64"].zero_()
+    assert torch.equal(next(buffer.stored(11))["i64"], held)
+    assert buffer.seen == before

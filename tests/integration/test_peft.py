@@ -55,7 +55,7 @@ def selector(tmp_path_factory) -> Path:
     return run(tmp_path_factory.mktemp("stage_1"), "selector", "Selector")
 
 
-@pytest.mark.parametrize("model", ["HeadOnly", "SeqPeft", "OraclePeft", "Slca"])
+@pytest.mark.parametrize("model", ["HeadOnly", "SeqPeft", "Lae", "OraclePeft", "Slca"])
 def test_one_stage_strategies_run_to_the_end(tmp_path, model):
     folder = run(tmp_path, "run", model)
     assert matrix(folder).shape == (TASKS, TASKS)
@@ -127,13 +127,60 @@ def test_a_buffer_from_which_nothing_is_drawn_changes_no_bit(tmp_path, selector)
         assert (matrix(none) == matrix(empty)).all()
 
 
-@pytest.mark.parametrize("model", ["Selector", "SeqPeft", "L2c"])
+@pytest.mark.parametrize("model", ["Selector", "Hide", "SeqPeft", "L2c"])
 def test_replay_is_trained_on_where_there_is_a_buffer(tmp_path, selector, model):
     peft = f"selector={selector} shared_statistics=false"
     none = run(tmp_path, "none", model, peft)
     replay = run(tmp_path, "replay", model, peft, "--buffer-config", "capacity=100 num_representatives=8")
     assert not same(state(none)["heads"], state(replay)["heads"])
     assert json.loads((replay / "summary.json").read_text())["samples_stored"] == 100
+    memory = logged(replay, "memory")
+    assert memory["bytes_of_images"] == 100 * (64 + 8 + 8)  # uint8 pixels, label, task
+    assert memory["bytes_of_modules"] == sum(
+        value.nbytes for module in state(replay)["modules"].values() for value in module.values()
+    )
+    kept = state(replay)["statistics"]
+    assert memory["bytes_of_statistics"] == sum(value.nbytes for name, value in kept.items() if name != "method")
+    assert logged(none, "memory")["bytes_of_images"] == memory["bytes_of_features"] == 0
+
+
+def test_kept_features_are_counted_as_such(tmp_path):
+    folder = run(tmp_path, "run", "Selector", "statistics=features centroids=3")
+    memory = logged(folder, "memory")
+    assert memory["bytes_of_features"] == 10 * (3 * 16 * 2 + 16 * 8)  # float16 features, float64 mean
+    assert memory["bytes_of_statistics"] == 0
+
+
+def test_every_image_counts_alike_in_the_pooled_accuracy(tmp_path):
+    folder = run(tmp_path, "run", "HeadOnly")
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    of_last = [row for row in rows if row["task"] == str(TASKS - 1) and row["split"].startswith("test_task")]
+    right, images = 0.0, 0.0
+    for task in range(TASKS):
+        values = {row["metric"]: float(row["value"]) for row in of_last if row["split"] == f"test_task_{task}"}
+        right, images = right + values["accuracy"] * values["samples"], images + values["samples"]
+    assert logged(folder, "cl")["pooled_accuracy"] == pytest.approx(right / images)
+
+
+def test_the_second_module_of_lae_follows_and_both_answer(tmp_path):
+    """From the checkpoints alone: e <- 0.75 e + 0.25 online after every task but the first, where it is a copy."""
+    folder = run(tmp_path, "run", "Lae", "ema=0.75")
+    states = [state(folder, f"task_{task:02d}")["modules"] for task in range(TASKS)]
+    follower = states[0][0]
+    for one in states:
+        follower = {name: 0.75 * value + 0.25 * one[0][name] for name, value in follower.items()}
+        for name, value in follower.items():
+            torch.testing.assert_close(one[1][name], value)
+    online = matrix(run(tmp_path, "online", "SeqPeft"))
+    assert same(state(folder)["modules"][0], state(tmp_path / "online")["modules"][0])
+    assert (matrix(folder)[0] == online[0]).all()
+    assert (matrix(folder)[1:] != online[1:]).any()
+
+
+def logged(folder: Path, split: str) -> dict[str, float]:
+    """The last value of each metric of a split."""
+    rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    return {row["metric"]: float(row["value"]) for row in rows if row["split"] == split}
 
 
 @pytest.mark.parametrize("model", ["Selector", "Hide", "Slca"])
@@ -145,6 +192,21 @@ def test_a_run_that_goes_on_in_the_middle_of_a_task_is_the_same_run(tmp_path, se
     resumed = run(tmp_path, "resumed", model, peft, "--load-checkpoint", str(middle), "--epochs", "2")
     assert same(state(whole), state(resumed))
     assert (matrix(whole) == matrix(resumed)).all()
+
+
+def test_a_second_stage_on_a_first_one_that_was_interrupted_is_the_same_run(tmp_path):
+    """Stage 1 goes on in the middle of a task; stage 2 begins with it, and goes on with the one that never stopped."""
+    first = run(tmp_path, "first", "Selector", "", "--checkpoint-every", "9")
+    steps = sorted(path.name for path in (first / "checkpoints").glob("step_*"))
+    middle = ("--load-checkpoint", str(first / "checkpoints" / steps[len(steps) // 2]))
+    resumed = run(tmp_path, "resumed", "Selector", "", *middle)
+    whole = run(tmp_path, "whole", "Hide", f"selector={first}")
+    second = run(tmp_path, "second", "Hide", f"selector={resumed}")
+    between = ("--load-checkpoint", str(second / "checkpoints" / "task_00"))
+    third = run(tmp_path, "third", "Hide", f"selector={first}", *between)
+    for other in (second, third):
+        assert same(state(whole), state(other))
+        assert (matrix(whole) == matrix(other)).all()
 
 
 def test_a_second_stage_needs_the_first_one_of_its_own_data_and_backbone(tmp_path, selector, capsys):

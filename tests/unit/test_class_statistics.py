@@ -16,7 +16,8 @@ from reprise.cl_models.peft.statistics import ClassStatistics, k_means
 from reprise.runtime import dist
 from reprise.runtime.errors import UserError
 
-METHODS = ("covariance", "variance", "multi-centroid", "low-rank")
+FITTED = ("covariance", "variance", "multi-centroid", "low-rank")
+METHODS = (*FITTED, "features")
 D, RIDGE = 4, 0.01
 
 
@@ -86,7 +87,7 @@ def test_moments_are_numpys_where_the_mean_is_far_larger_than_the_deviation(make
     root = tensor(fitted(make("low-rank"), rows), "root")
     assert root.shape == rows.shape
     np.testing.assert_allclose(root.T @ root, exact, rtol=1e-6, atol=1e-6)
-    for method in METHODS:
+    for method in FITTED:
         mean = fitted(make(method), rows).mean(0)
         assert mean.dtype == torch.float64
         np.testing.assert_allclose(mean, pooled.mean(0), rtol=1e-12)
@@ -100,7 +101,7 @@ def test_covariance_of_fewer_samples_than_dimensions_is_that_of_low_rank(make):
     np.testing.assert_allclose(factor @ factor.T, root.T @ root + RIDGE * np.eye(D), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FITTED)
 def test_a_class_of_one_sample_is_that_sample_and_the_ridge(make, method):
     row = correlated(1)
     drawn, _ = fitted(make(method), row).sample([0], 4000, generator())
@@ -217,6 +218,30 @@ def test_draws_of_a_mixture_have_its_moments_and_shares(make):
     moments_agree(drawn, mean, covariance)
     nearest = np.square(drawn.double().numpy()[:, None] - CENTRES).sum(2).argmin(1)
     assert tests.chisquare(np.bincount(nearest), shares * len(drawn)).pvalue > 1e-3
+
+
+def test_kept_features_are_some_of_the_class_and_drawn_alike_often(make):
+    rows = correlated(50)
+    statistics = fitted(make("features", centroids=8), rows)
+    kept = statistics.state_dict()["0.0.features"]
+    assert kept.dtype == torch.float16
+    assert len(torch.unique(kept, dim=0)) == 8
+    assert all((row == rows.half()).all(dim=1).any() for row in kept)
+    np.testing.assert_allclose(statistics.mean(0), kept.double().mean(dim=0))
+    drawn, _ = statistics.sample([0], 4000, generator(5))
+    counts = (drawn[:, None] == kept.float()).all(dim=2).sum(dim=0)
+    assert counts.sum() == 4000
+    assert tests.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_which_features_are_kept_depends_on_the_seed_and_all_are_where_there_are_few(make):
+    rows = correlated(50)
+    first, again, other = (fitted(make("features", seed=seed), rows).state_dict()["0.0.features"] for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert len(fitted(make("features", centroids=90), rows).state_dict()["0.0.features"]) == 50
+    with pytest.raises(UserError, match="class 0 are beyond what float16 holds"):
+        fitted(make("features"), 1e6 * rows)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -356,3 +381,20 @@ def test_state_of_another_method_is_refused(make):
     state = fitted(make("variance"), correlated(10)).state_dict()
     with pytest.raises(UserError, match="'variance', here they are 'covariance'"):
         make("covariance").load_state_dict(state)
+
+
+def test_classes_that_come_again_one_by_one_leave_nothing_behind(make):
+    statistics = make("variance")
+    statistics.fit(*labelled(correlated(20, 1), correlated(20, 2)), [0, 1])
+    size = statistics.bytes
+    for seed in (3, 4):
+        for label in (0, 1):
+            rows = correlated(20, seed + label)
+            statistics.fit(rows, torch.full((20,), label), [label])
+            np.testing.assert_allclose(statistics.mean(label), rows.double().mean(dim=0), rtol=1e-12)
+    assert statistics.bytes == size
+    assert len(statistics._shelves) == 2
+    with pytest.raises(KeyError, match="no statistics of class 2"):
+        statistics.mean(2)
+    with pytest.raises(KeyError, match="no statistics of class 0 under expert 5"):
+        statistics.mean(0, expert=5)

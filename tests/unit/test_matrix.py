@@ -94,3 +94,10 @@ def test_formulas_refuse_a_matrix_that_is_not_square(shape):
 def test_forward_transfer_refuses_a_baseline_of_another_length():
     with pytest.raises(ValueError, match=r"baseline has shape \(2,\), expected \(3,\)"):
         matrix.forward_transfer(FORGETS, [0.1, 0.1])
+
+
+def test_pooled_accuracy_weighs_tasks_seen_by_their_samples():
+    row, samples = [0.5, 0.8, 0.1], [10, 30, 60]
+    assert matrix.pooled_accuracy(row, samples, 0) == 0.5
+    assert matrix.pooled_accuracy(row, samples, 1) == pytest.approx((5 + 24) / 40)
+    assert matrix.pooled_accuracy(row, samples, 2) == pytest.approx((5 + 24 + 6) / 100)

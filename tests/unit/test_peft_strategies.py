@@ -8,6 +8,7 @@ import torch
 
 from reprise.cl_models.peft.heads import NEVER, TaskHeads
 from reprise.cl_models.peft.hide import contrast, contrast_as_released
+from reprise.cl_models.peft.tuned import Tuned
 from reprise.train.grouped_gradients import GroupedGradients
 from reprise.train.stepper import Stepper
 
@@ -147,3 +148,30 @@ def test_other_parameters_begin_with_no_running_averages():
     assert group["params"] == [b]
     assert (group["lr_scale"], group["weight_decay"]) == (0.25, 0.5)
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_new_samples_compete_within_their_task_and_replayed_ones_among_all_classes(mask):
+    """One mean over both, by hand in float64; logits of classes that nobody has brought have no part in it."""
+    made = heads((0, 1), (2, 3), num_classes=6)
+    model = object.__new__(Tuned)
+    model.parts = SimpleNamespace(  # type: ignore[assignment]
+        stepper=SimpleNamespace(forward=made), loss=torch.nn.CrossEntropyLoss(reduction="none")
+    )
+    model.options, model.classes = {"train_mask": mask}, [(0, 1), (2, 3)]
+    x, old_x = torch.randn(3, 3), torch.randn(2, 3)
+    y, old_y = torch.tensor([2, 3, 3]), torch.tensor([0, 2])
+    loss, metrics = model.joint_loss(x, y, old_x, old_y, rows=(3, 2))
+
+    logits = [made(rows).detach().double()[:, :4] for rows in (x, old_x)]
+    new = logits[0][:, 2:] if mask else logits[0]
+    losses = [math.log(sum(map(math.exp, row))) for row in [*new.tolist(), *logits[1].tolist()]]
+    own = [
+        float(row[label])
+        for rows, of in zip(logits, (y, old_y), strict=True)
+        for row, label in zip(rows, of, strict=True)
+    ]
+    assert float(loss.detach()) == pytest.approx((sum(losses) - sum(own)) / 5)
+    assert float(metrics["loss"]) == pytest.approx(float(loss.detach()))
+    right = (new.argmax(dim=1) + (2 if mask else 0) == y).sum() + (logits[1].argmax(dim=1) == old_y).sum()
+    assert float(metrics["accuracy"]) == pytest.approx(int(right) / 5)
