@@ -38,7 +38,8 @@ test: setup ctest  ## every test that needs no GPU
 ctest: setup  ## the C++ tests: as released, under address and undefined, and under thread sanitizer
 	@$(MAKE) --no-print-directory -j2 --output-sync=target ALL_IN_TURN=1 $(CPP_BUILDS:%=ctest-%)
 
-# Tests wait more than they compute: one build compiles, and steps back, while the tests of the one before run.
+# Tests wait more than they compute: four run at a time, and one build compiles, and steps back, while the tests of the
+# one before run.
 $(CPP_BUILDS:%=cbuild-%): cbuild-%: setup
 	@$(IN_VENV) timeout 600 cmake --preset $* --no-warn-unused-cli -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
 	@# ninja would take part in make's job server, whose pipes are not handed on.

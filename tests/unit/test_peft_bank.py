@@ -589,11 +589,13 @@ def test_the_benchmark_judges_every_technique_and_a_training_step(
     limit: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Sizes that mean nothing; no time is asserted."""
-    monkeypatch.setattr(peft_step, "QUICK", peft_step.Size(batch=2, pixels=32, width=48, turns=1))
+    monkeypatch.setattr(peft_step, "QUICK", peft_step.Size(batch=2, pixels=32, width=48, turns=1, tasks=1))
     monkeypatch.setattr(peft_step, "MIXED", limit)
     monkeypatch.setattr(peft_step, "TRAINING", limit)
+    monkeypatch.setattr(peft_step, "RESIDENT", limit)
     assert peft_step.main(["--quick", "--check"]) == code
     said = capsys.readouterr().out
     assert all(f"inference, {name}: 10 tasks / one" in said for name in ("LoRA", "Prefix", "Prompt", "Adapter"))
     assert "training step, LoRA: ours / " in said
-    assert said.count("FAIL") == 5 * code
+    assert "A task adds" in said
+    assert said.count("FAIL") == 6 * code
