@@ -290,6 +290,10 @@ def _check_tuning(options: "Options") -> None:
     """Refuse what strategies that tune modules cannot work with."""
     if options.tasksets_config.task_free:
         raise UserError(f"tasksets_config task_free: {options.model} trains modules task by task; leave it out")
+    if options.tasksets_config.concatenate_tasksets:
+        raise UserError(
+            f"tasksets_config concatenate_tasksets: {options.model} trains a task's classes alone; leave it out"
+        )
     if options.buffer_config.store == "augmented" or options.buffer_config.insertion == "task":
         raise UserError(
             f"buffer_config: {options.model} stores raw samples in every step; leave store and insertion out"

@@ -111,6 +111,8 @@ class ContinualModel:
     """The network is a frozen transformer, and what is trained changes from task to task (cl_models/peft/tuned.py)."""
     needs_selector: ClassVar[bool] = False
     """A run of Selector comes first, and its folder is given."""
+    own_classes: ClassVar[bool] = False
+    """Every task brings classes of its own, that no other has."""
     told_task: ClassVar[bool] = False
     """In evaluation `predict` is told every sample's task, whatever the scenario."""
     hyperparameters: ClassVar[tuple[str, ...]] = ("reset_state_dict",)

@@ -176,7 +176,7 @@ def choose(path: str | Path, fingerprint: dict[str, Any], comm: Communicator, *,
         if comm.rank == 0:
             logger.warning("%s; going back to the one before", problem)
     if candidates:
-        raise SharedUserError(f"no checkpoint in '{path}' is whole; leave out --resume to begin anew")
+        raise SharedUserError(f"no checkpoint in '{path}' is whole; restore one of them, or begin anew without it")
     return None
 
 

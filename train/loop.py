@@ -140,8 +140,11 @@ class Loop:
             self.strategy.end_task(told)
         average_statistics(self.strategy.network, self.comm)
         if told:
+            started = perf_counter()
             self.comm.at(f"what follows the training of task {task.index}")
             self.strategy.consolidate(task, partial(self._share, task))
+            seconds = self.progress.train_seconds + perf_counter() - started
+            self.progress = replace(self.progress, train_seconds=seconds)
         if self.strategy.memorises:
             self._memorise(task, sampler, loader)
 

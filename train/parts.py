@@ -273,11 +273,13 @@ def make_strategy(
     selector: dict[str, Any] | None,
 ) -> ContinualModel:
 
-    config, tunes = options.buffer_config, STRATEGIES.get(options.model).tunes
+    config, strategy = options.buffer_config, STRATEGIES.get(options.model)
+    if strategy.own_classes:
+        _check_own_classes(options, scenario)
     stepper = Stepper(
         model,
         optimizer,
-        GroupedGradients(comm) if tunes else comm,
+        GroupedGradients(comm) if strategy.tunes else comm,
         device=device,
         span=spans.span,
         passes=options.batches_per_allreduce,
@@ -300,9 +302,21 @@ def make_strategy(
         stored=_stored(options, scenario),
         first_task={REPLAY: config.augmentations_offset, DISTILLATION: config.soft_augmentations_offset},
         insertion=config.insertion,
-        tuning=_tuning(options, scenario, network, comm, selector) if tunes else None,
+        tuning=_tuning(options, scenario, network, comm, selector) if strategy.tunes else None,
     )
-    return comm.agree(lambda: STRATEGIES.get(options.model)(parts))
+    return comm.agree(lambda: strategy(parts))
+
+
+def _check_own_classes(options: Options, scenario: Scenario) -> None:
+    """Refuse tasks that share classes before the first of them is trained."""
+    seen: set[int] = set()
+    for task in scenario.tasks:
+        if seen & set(task.classes):
+            raise SharedUserError(
+                f"{options.model} tells tasks by their classes, and task {task.index} has some of an earlier one; use "
+                "tasksets_config scenario=class, or another model"
+            )
+        seen |= set(task.classes)
 
 
 def _tuning(

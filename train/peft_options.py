@@ -24,15 +24,19 @@ class PeftConfig(Section):
     example: ClassVar[str] = "{'technique': 'lora', 'rank': 5}"
     technique: Literal["lora", "prefix", "prompt", "adapter"] = Field(default="lora", description="kind of module")
     blocks: Annotated[list[FromZero], MinLen(1)] | Literal["all"] | None = Field(
-        default=None, description="blocks with a module, counted from 0; none: the first five, or all of fewer"
+        default=None,
+        description="blocks with a module, counted from 0; none: the first five, or all of fewer, Slcapp: all",
     )
-    rank: Count = Field(default=5, description="lora: rank")
-    alpha: AboveZero = Field(default=1.0, description="lora: the update is scaled by alpha / rank")
-    targets: Annotated[list[Literal["q", "k", "v", "fc1", "fc2"]], MinLen(1)] = Field(
-        default=["k", "v"], description="lora: the projections that are updated"
+    rank: Count | None = Field(default=None, description="lora: rank; none: 5, Slcapp: 4")
+    alpha: AboveZero | None = Field(
+        default=None, description="lora: the update is scaled by alpha / rank; none: 1, Slcapp: 3.2"
     )
-    init: Literal["kaiming", "svd"] = Field(
-        default="kaiming", description="lora: what A begins as; svd: singular vectors of the frozen weight"
+    targets: Annotated[list[Literal["q", "k", "v", "fc1", "fc2"]], MinLen(1)] | None = Field(
+        default=None, description="lora: the projections that are updated; none: k and v, Slcapp: all"
+    )
+    init: Literal["kaiming", "svd"] | None = Field(
+        default=None,
+        description="lora: what A begins as; svd: singular vectors of the frozen weight; none: kaiming, Slcapp: svd",
     )
     length: Count = Field(default=20, description="prefix, prompt: learnt tokens per block")
     bottleneck: Count = Field(default=5, description="adapter: width")
@@ -59,17 +63,26 @@ class PeftConfig(Section):
         default="normalised",
         description="Hide, L2c: features of unit length and no prototype of the same class; or as released",
     )
-    statistics: Literal["covariance", "variance", "multi-centroid", "low-rank", "features"] = Field(
-        default="multi-centroid", description="what is kept of each class's features; features: some of themselves"
+    statistics: Literal["covariance", "variance", "multi-centroid", "low-rank", "features"] | None = Field(
+        default=None,
+        description="what is kept of each class's features; features: some of themselves; none: multi-centroid, Slca "
+        "and Slcapp: covariance",
     )
     centroids: Count = Field(default=10, description="multi-centroid: clusters per class; features: how many are kept")
     alignment: bool = Field(default=True, description="align the head on pseudo-features after each task")
     ca_optimizer: Literal["sgd", "adamw"] = Field(
         default="sgd", description="alignment: optimiser; published code takes adamw for MAE and BEiT"
     )
-    ca_lr: AboveZero = Field(default=0.005, description="alignment: learning rate")
-    ca_epochs: Count = Field(default=30, description="alignment: epochs, of as many steps as there are classes")
-    ca_batch: Count = Field(default=120, description="alignment: pseudo-features per rank and step")
+    ca_lr: AboveZero | None = Field(
+        default=None, description="alignment: learning rate; none: 0.005, Slca and Slcapp: 0.01"
+    )
+    ca_epochs: Count | None = Field(
+        default=None,
+        description="alignment: epochs, of as many steps as there are classes; none: 30, Slca and Slcapp: 5",
+    )
+    ca_batch: Count | None = Field(
+        default=None, description="alignment: pseudo-features per rank and step; none: 120, Slca and Slcapp: 256"
+    )
     selector: str | None = Field(
         default=None, description="Hide, L2c: folder of the run of Selector that tells tasks apart"
     )
@@ -96,11 +109,14 @@ class PeftConfig(Section):
     shared_statistics: bool = Field(
         default=True, description="L2c: keep statistics of a task's classes under the earlier modules as well"
     )
-    backbone_lr: NotNegative = Field(
-        default=0.01, description="Slca, Slcapp: factor of the learning rate of the backbone's own weights"
+    backbone_lr: NotNegative | None = Field(
+        default=None,
+        description="Slca, Slcapp: factor of the learning rate of the backbone's own weights; none: 0.01, Slcapp: 0.1",
     )
     symmetric: Annotated[list[NotNegative], MinLen(2)] | None = Field(
         default=None, description="Slcapp: weights of cross-entropy and reverse cross-entropy; none: 1 and 0.1"
     )
-    logit_norm: AboveZero | None = Field(default=None, description="Slca: temperature of normed logits; none: 0.1")
+    logit_norm: AboveZero | None = Field(
+        default=None, description="Slca, Slcapp: temperature of normed logits; none: 0.1"
+    )
     feature_scale: NotNegative = Field(default=0.02, description="Slcapp: how much features of older tasks are shrunk")

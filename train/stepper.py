@@ -115,6 +115,7 @@ class Stepper:
         has hooked into.
         """
         self.reset()
+        self.optimizer.zero_grad(set_to_none=True)  # nobody would free those of the groups before
         self.optimizer.param_groups.clear()
         for group in groups:
             self.optimizer.add_param_group(dict(group))

@@ -82,7 +82,10 @@ def align(
     tasks = [0 if task_of is None else task_of[label] for label in classes]
     assert task_of is not None or (mean_scale, feature_scale, settings.logit_norm) == (None, None, None)
     assert extra is None or torch.isin(extra[1].to(device), columns).all(), "extra: labels that are not in `classes`"
-    groups = [[c for c, of in zip(classes, tasks, strict=True) if of == task] for task in sorted(set(tasks))]
+    groups = [
+        torch.tensor([c for c, of in zip(classes, tasks, strict=True) if of == task], device=device)
+        for task in sorted(set(tasks))
+    ]
     factors = torch.tensor([1.0 if feature_scale is None else feature_scale(task) for task in tasks], device=device)
     shifts = None
     if mean_scale is not None:
@@ -165,9 +168,9 @@ def sce(logits: Tensor, y: Tensor, a: float, b: float) -> Tensor:
     return -a * log_p - b * _LOG_OF_ZERO * (1 - log_p.exp())
 
 
-def logit_normalised(logits: Tensor, groups: Sequence[Sequence[int]], tau: float) -> Tensor:
-    """Logits z (n, C) as z / (tau * mean over tasks of ||z_task||_2), SLCA. groups: the columns of each task."""
-    norms = torch.stack([logits[:, list(columns)].norm(dim=1) for columns in groups]) + 1e-7
+def logit_normalised(logits: Tensor, groups: Sequence[Tensor], tau: float) -> Tensor:
+    """Logits z (n, C) as z / (tau * mean over tasks of ||z_task||_2), SLCA. groups: the columns of each task, int64."""
+    norms = torch.stack([logits[:, columns].norm(dim=1) for columns in groups]) + 1e-7
     return logits / (norms.mean(dim=0)[:, None] * tau)
 
 

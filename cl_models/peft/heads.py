@@ -64,6 +64,9 @@ class TaskHeads(nn.Module):
         if not self.layers:
             return logits
         layers = {int(task): layer for task, layer in self.layers.items() if isinstance(layer, nn.Linear)}
-        weights = [layer.weight * self._stretched.get(task, 1.0) for task, layer in layers.items()]
+        weights = [
+            layer.weight * self._stretched[task] if task in self._stretched else layer.weight
+            for task, layer in layers.items()
+        ]
         outputs = functional.linear(features, torch.cat(weights), torch.cat([layer.bias for layer in layers.values()]))
         return logits.to(outputs.dtype).index_copy(1, self._columns, outputs)

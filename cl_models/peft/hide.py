@@ -45,6 +45,7 @@ class Hide(Tuned):
         self.selector = TrainedSelector(parts)
         self._prototypes: tuple[Tensor, Tensor] | None = None
         self._features: Tensor | None = None
+        self._mixed = 0  # tasks whose modules have been mixed with the earlier ones
         # The loss needs what the head sees, and the stepper gives what the head says.
         self.heads.register_forward_pre_hook(self._take_features)
 
@@ -62,8 +63,9 @@ class Hide(Tuned):
         value, metrics = super().task_loss(x, y, rows)
         if not self.options["reg"]:
             return value, metrics
-        features, self._features = self._features, None  # with their graph: let go of after the step
+        features = self._features
         assert features is not None
+        self.forget_features()
         empty = features.new_empty((0, features.shape[1])), y[:0]
         form = contrast_as_released if self.options["contrast"] == "code" else contrast
         term = form(features, y, *(self._prototypes or empty)) * (len(y) / rows)
@@ -72,7 +74,9 @@ class Hide(Tuned):
 
     def consolidate(self, task: TaskLike, samples: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         momentum = self.options["momentum"]
-        self.bank.average(task.index, _MOMENTUM[self.options["technique"]] if momentum is None else momentum)
+        if self._mixed == task.index:  # and not when a rank was lost during what follows, and it is done again
+            self.bank.average(task.index, _MOMENTUM[self.options["technique"]] if momentum is None else momentum)
+            self._mixed += 1
         super().consolidate(task, samples)
 
     def answers(self, x: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ class Hide(Tuned):
         return logits
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "selector": self.selector.digest}
+        return {**super().state_dict(), "selector": self.selector.digest, "mixed": self._mixed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["selector"] != self.selector.digest:
@@ -116,11 +120,16 @@ class Hide(Tuned):
                 "one"
             )
         super().load_state_dict(state)
+        self._mixed = state["mixed"]
 
     def _expert(self, x: Tensor, tasks: Tensor, rows: Tensor) -> Tensor:
         self.bank.activate(tasks)
         logits: Tensor = self.heads(self.features(x[rows]))
         return logits
+
+    def forget_features(self) -> None:
+        """Let go of what the head has seen, which has a graph with it."""
+        self._features = None
 
     def _take_features(self, module: Any, inputs: tuple[Tensor]) -> None:
         self._features = inputs[0] if self.network.training and self.options["reg"] else None

@@ -63,14 +63,19 @@ def aggregate(weights: Tensor, outputs: Experts, *, combine: Literal["prob", "lo
     """
     assert combine in ("prob", "logit"), combine
     experts, rows = weights.T.nonzero(as_tuple=True)
-    size, total = max(len(weights), 1), None
-    for ids, part in zip(experts.split(size), rows.split(size), strict=True):
-        z = outputs(ids, part).to(weights.dtype)
-        answers = weights[part, ids, None] * (z.softmax(dim=1) if combine == "prob" else z)
-        total = answers.new_zeros((len(weights), z.shape[1])) if total is None else total
-        total.index_add_(0, part, answers)
-    assert total is not None
-    return total.log() if combine == "prob" else total
+    size = max(len(weights), 1)
+    parts = zip(experts.split(size), rows.split(size), strict=True)
+    z = torch.cat([outputs(ids, part).to(weights.dtype) for ids, part in parts])
+    weight, shape = weights[rows, experts, None], (len(weights), z.shape[1])
+    if combine == "logit":
+        return z.new_zeros(shape).index_add_(0, rows, weight * z)
+    # In logarithms: of a class that nobody has seen yet, the probability itself is 0 in any floating point.
+    answers, total = weight.log() + z.log_softmax(dim=1), z.new_full(shape, -torch.inf)
+    nth = (weights > 0).cumsum(dim=1)[rows, experts]  # of its sample's experts
+    for one in nth.unique():
+        chosen = nth == one
+        total[rows[chosen]] = torch.logaddexp(total[rows[chosen]], answers[chosen])
+    return total
 
 
 def tii_plus_tap(stage1_logits: Tensor, stage2_logits: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ class Selector(Tuned):
 
     def consolidate(self, task: TaskLike, samples: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         super().consolidate(task, samples)
-        heads = {name: value.clone() for name, value in self.heads.state_dict().items()}
-        self._snapshots.append({"module": self.bank.state_of(0), "heads": heads})
+        now = {"module": self.bank.state_of(0), "heads": self.heads.state_dict()}
+        self._snapshots.append({part: {n: v.to("cpu", copy=True) for n, v in of.items()} for part, of in now.items()})
 
     def state_dict(self) -> dict[str, Any]:
         made = {"blocks": list(self.bank.blocks), "options": dict(self.options)}

@@ -4,9 +4,9 @@ SLCA: Zhang et al. 2023, arXiv 2303.05118. SLCA++: Zhang et al. 2024, arXiv 2408
 norms, biases and the class token stand for all weights.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,20 @@ class Slca(Tuned):
     """
 
     keeps_statistics = True
+    choices: ClassVar[Mapping[str, Any]] = {
+        **Tuned.choices,
+        "statistics": "covariance",
+        "ca_lr": 0.01,
+        "ca_epochs": 5,
+        "ca_batch": 256,
+        "logit_norm": 0.1,
+        "backbone_lr": 0.01,
+    }
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self._before: dict[str, Tensor] = {}  # the heads, before their alignment
+        self._before_of = -1  # the task after which that was
 
     def modules_of(self, task: int) -> int | None:
         return None
@@ -45,15 +55,19 @@ class Slca(Tuned):
         super().begin_task(task)
 
     def consolidate(self, task: TaskLike, samples: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
-        self._before = {name: value.clone() for name, value in self.heads.state_dict().items()}
+        if self._before_of < task.index:  # and not when a rank was lost during the alignment, and it is done again
+            self._before = {name: value.clone() for name, value in self.heads.state_dict().items()}
+            self._before_of = task.index
+        self.heads.load_state_dict(self._before)
         super().consolidate(task, samples)
 
-    def align(self, **settings: Any) -> None:
-        super().align(logit_norm=self.options["logit_norm"] or 0.1, mean_scale=slca_mean_scale(len(self.classes) - 1))
+    def scales(self) -> dict[str, Any]:
+        current = len(self.classes) - 1
+        return {"logit_norm": self.options["logit_norm"], "mean_scale": slca_mean_scale(current)}
 
     def state_dict(self) -> dict[str, Any]:
         own = {name: value.detach() for name, value in self.own_weights().items()}
-        return {**super().state_dict(), "before": self._before, "own": own}
+        return {**super().state_dict(), "before": self._before, "before_of": self._before_of, "own": own}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -61,14 +75,25 @@ class Slca(Tuned):
             value.copy_(state["own"][name])
         super().load_state_dict(state)
         self._before = {name: value.to(self.parts.device) for name, value in state["before"].items()}
+        self._before_of = state["before_of"]
 
 
 @STRATEGIES.register("Slcapp")
 class Slcapp(Slca):
-    """SLCA++: one shared module (LoRA with init svd in all blocks, as published), norms, biases and the class token
-    learn; symmetric cross-entropy; features of older tasks are shrunk in the alignment and their heads' inputs
-    stretched at evaluation.
+    """SLCA++: one shared module (as published: LoRA of rank 4 everywhere), norms, biases and the class token learn;
+    symmetric cross-entropy; features of older tasks are shrunk in the alignment and their heads' inputs stretched at
+    evaluation.
     """
+
+    choices: ClassVar[Mapping[str, Any]] = {
+        **Slca.choices,
+        "rank": 4,
+        "alpha": 3.2,
+        "targets": ["q", "k", "v", "fc1", "fc2"],
+        "init": "svd",
+        "blocks": "all",
+        "backbone_lr": 0.1,
+    }
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -93,9 +118,9 @@ class Slcapp(Slca):
     def per_sample(self, outputs: Tensor, y: Tensor) -> Tensor:
         return self._loss(outputs, y)
 
-    def align(self, **settings: Any) -> None:
+    def scales(self) -> dict[str, Any]:
         scale = slca_feature_scale(len(self.classes) - 1, self.options["feature_scale"])
-        Tuned.align(self, feature_scale=scale)
+        return {"logit_norm": self.options["logit_norm"], "feature_scale": scale}
 
     def answers(self, x: Tensor) -> Tensor:
         age = {task: len(self.classes) - 1 - task for task in range(len(self.classes))}

@@ -5,7 +5,8 @@ another. What is trained at a time is all that the optimiser has and all that tr
 classes' statistics are taken from its samples once more (statistics.py), and the heads may be aligned (alignment.py).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -25,6 +26,8 @@ from reprise.cl_models.peft.statistics import ClassStatistics
 from reprise.runtime.errors import SharedUserError
 from reprise.runtime.seeds import derive, torch_generator
 
+logger = logging.getLogger(__name__)
+
 Group = dict[str, Any]
 """Parameters that are stepped alike: "params" and "lr_scale", a factor of the learning rate."""
 
@@ -40,15 +43,21 @@ class Tuned(ContinualModel):
     """Class statistics are taken after each task, and the heads aligned where the options ask for it."""
     rehearses: ClassVar[bool] = True
     """Samples drawn from a buffer, where there is one, are trained on."""
-    own_classes: ClassVar[bool] = False
-    """Every task brings classes of its own, that no other has."""
     choices: ClassVar[Mapping[str, Any]] = {
+        "rank": 5,
+        "alpha": 1.0,
+        "targets": ["k", "v"],
+        "init": "kaiming",
+        "statistics": "multi-centroid",
+        "ca_lr": 0.005,
+        "ca_epochs": 30,
+        "ca_batch": 120,
         "inference": "hard",
         "topk_by": "class",
         "combine": "logit",
         "renormalise": False,
     }
-    """What options are that the user leaves open."""
+    """What options are that the user leaves open; those of HiDe-PET."""
     draws = (REPLAY,)
     hyperparameters = ()
 
@@ -59,11 +68,13 @@ class Tuned(ContinualModel):
         asked = parts.tuning.options
         self.options = {**asked, **{key: value for key, value in self.choices.items() if asked[key] is None}}
         self.buffer = parts.buffer
+        self.replays = parts.buffer is not None and any(parts.buffer.spec.draws)
         self.network.requires_grad_(False)
         self.heads = TaskHeads(num_features(self.network), self.tuning.num_classes, self.tuning.seed)
         self.network.head = self.heads
         self.bank = self.attach(technique(self.options))
         self.classes: list[tuple[int, ...]] = []  # of each task begun
+        self._others = torch.empty(0, dtype=torch.bool)  # (C,): those that are not of the present task
         self.statistics = ClassStatistics(
             self.options["statistics"],
             comm=self.tuning.comm,
@@ -98,18 +109,19 @@ class Tuned(ContinualModel):
 
     def begin_task(self, task: TaskLike | None) -> None:
         assert task is not None, "a task-free stream has no tasks to tune modules for"
-        if self.own_classes and any(set(task.classes) & set(classes) for classes in self.classes):
-            name = type(self).__name__
-            raise SharedUserError(
-                f"{name} tells tasks by their classes, and task {task.index} has some of an earlier one"
-            )
         self.classes.append(task.classes)
         self.heads.add(task.index, task.classes, self.parts.device)
         self.prepare(task.index)
+        # Seeds make them alike, and singular vectors of other processors need not be.
+        trained = [parameter.detach() for group in self.groups(task.index) for parameter in group["params"]]
+        self.tuning.comm.broadcast_tensors(trained, name="what a task trains")
         self.train(task.index)
 
     def train(self, task: int) -> None:
         """Train what this task trains, and nothing else."""
+        others = torch.ones(self.tuning.num_classes, dtype=torch.bool)
+        others[list(self.classes[task])] = False
+        self._others = others.to(self.parts.device)
         self.bank.activate(self.modules_of(task))
         self.step_only(self.groups(task))
 
@@ -126,7 +138,9 @@ class Tuned(ContinualModel):
         if self.buffer is not None:
             with self.parts.span("rehearsal"):
                 (draw,) = self.buffer.wait()
-                old = [draw["x"], draw["y"]] if self.rehearses and len(draw) else []
+                assert task is not None
+                if self.rehearses and len(draw) and task >= self.parts.first_task.get(REPLAY, 0):
+                    old = [draw["x"], draw["y"], draw["task"]]
                 self.buffer.submit(x=x, y=y, task=task, copy=False)
         with self.parts.span("transform"):
             x, *old_x = (self.training_inputs(rows.to(self.parts.device, non_blocking=True)) for rows in (x, *old[:1]))
@@ -134,7 +148,7 @@ class Tuned(ContinualModel):
         if not old:
             return self.parts.stepper.minimise(partial(self.task_loss, rows=len(y)), x, y)
         loss = partial(self.joint_loss, rows=(len(y), len(old[1])))
-        return self.parts.stepper.minimise(loss, x, y, *old_x, old[1])
+        return self.parts.stepper.minimise(loss, x, y, *old_x, *old[1:])
 
     def task_loss(self, x: Tensor, y: Tensor, rows: float) -> tuple[Tensor, Metrics]:
         """What new samples contribute to the mean loss over `rows` rows."""
@@ -142,12 +156,12 @@ class Tuned(ContinualModel):
 
     def loss_of(self, outputs: Tensor, y: Tensor, rows: float) -> tuple[Tensor, Metrics]:
         """Cross-entropy among the classes of the present task, or of all seen without train_mask."""
-        return self.share_of_mean(
-            mask_logits(outputs, self.classes[-1]) if self.options["train_mask"] else outputs, y, rows
-        )
+        if self.options["train_mask"]:
+            outputs = outputs.masked_fill(self._others, -torch.inf)
+        return self.share_of_mean(outputs, y, rows)
 
     def joint_loss(
-        self, x: Tensor, y: Tensor, old_x: Tensor, old_y: Tensor, rows: tuple[int, int]
+        self, x: Tensor, y: Tensor, old_x: Tensor, old_y: Tensor, old_task: Tensor, rows: tuple[int, int]
     ) -> tuple[Tensor, Metrics]:
         """With replayed samples: one mean over new and old, the old among all classes seen and the new as without.
 
@@ -166,25 +180,35 @@ class Tuned(ContinualModel):
                 self.align()
 
     def take_statistics(self, task: int, samples: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
-        """Of the features of the task's classes, under the module that it has trained."""
-        features, labels = self.features_of(samples(), self.modules_of(task))
-        self.statistics.fit(features, labels, self.classes[task])
+        """Of the features of the task's classes, under each of the modules that say so."""
+        modules = self.modules_seen(task)
+        features, labels = self.features_of(samples(), modules)
+        for module, rows in zip(modules, features, strict=True):
+            self.statistics.fit(rows, labels, self.classes[task], expert=module or 0)
 
-    def align(self, *, logit_norm: float | None = None, **scales: Any) -> None:
-        """Train all heads on pseudo-features of all classes seen. logit_norm, scales: see alignment.align()."""
-        options, comm = self.options, self.tuning.comm
+    def modules_seen(self, task: int) -> Sequence[int | None]:
+        """Those under which a task's classes have statistics: the one that it has trained."""
+        return [self.modules_of(task)]
+
+    def scales(self) -> dict[str, Any]:
+        """logit_norm, and arguments of alignment.align(), for what a strategy does to features."""
+        return {}
+
+    def align(self) -> None:
+        """Train all heads on pseudo-features of all classes seen."""
+        options, comm, scales = self.options, self.tuning.comm, self.scales()
         settings = Alignment(
             epochs=options["ca_epochs"],
             optimizer=options["ca_optimizer"],
             lr=options["ca_lr"],
             batch=options["ca_batch"],
-            logit_norm=logit_norm,
+            logit_norm=scales.pop("logit_norm", None),
         )
         # This rank's own: ranks that drew the same pseudo-features would gain nothing from each other.
         generator = torch.Generator(self.parts.device)
-        generator.manual_seed(derive(self.tuning.seed, "alignment", len(self.classes), comm.rank) % 2**63)
+        generator.manual_seed(derive(self.tuning.seed, "alignment", len(self.classes), comm.rank))
         self.heads.requires_grad_(True)
-        align(
+        loss = align(
             self.heads,
             self.statistics,
             self.statistics.classes,
@@ -195,13 +219,15 @@ class Tuned(ContinualModel):
             extra=self.replayed_features(),
             **scales,
         )
+        if comm.rank == 0:
+            logger.info("heads of %d classes aligned: mean loss %.3f", len(self.statistics.classes), loss)
 
     def replayed_features(self) -> tuple[Tensor, Tensor] | None:
         """Of all samples in this rank's part of the buffer, each under the module of its task; labels. On the CPU.
 
         None where none are drawn for training either.
         """
-        if self.buffer is None or not any(self.buffer.spec.draws):
+        if self.buffer is None or not self.replays:
             return None
         module_of = {task: self.modules_of(task) for task in range(len(self.classes))}
         found = []
@@ -209,11 +235,11 @@ class Tuned(ContinualModel):
             modules = [module_of[task] for task in rows["task"].tolist()]
             for module in dict.fromkeys(modules):
                 own = torch.tensor([one == module for one in modules])
-                found.append(self.features_of([(rows["x"][own], rows["y"][own])], module))
+                (features,), labels = self.features_of([(rows["x"][own], rows["y"][own])], [module])
+                found.append((features, labels))
         if not found:
             return None
-        features, labels = zip(*found, strict=True)
-        return torch.cat(features), torch.cat(labels)
+        return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
 
     def memory(self) -> dict[str, int]:
         """images: in the rehearsal buffer. modules: of the bank. The other kinds are the same on every rank, and count
@@ -237,16 +263,22 @@ class Tuned(ContinualModel):
         return features
 
     @torch.no_grad()
-    def features_of(self, samples: Iterable[tuple[Tensor, Tensor]], module: int | None) -> tuple[Tensor, Tensor]:
-        """Of raw samples as evaluation sees them: features (n, d) float32 and labels (n,), on the CPU, of this rank."""
-        rows, labels = [torch.empty(0, self.heads.num_features)], [torch.empty(0, dtype=torch.int64)]
+    def features_of(
+        self, samples: Iterable[tuple[Tensor, Tensor]], modules: Sequence[int | None]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Of raw samples as evaluation sees them, on the CPU, of this rank: features (n, d) float32 under each of the
+        modules, and labels (n,).
+        """
+        rows = [[torch.empty(0, self.heads.num_features)] for _ in modules]
+        labels = [torch.empty(0, dtype=torch.int64)]
         with self.answering():
-            self.bank.activate(module)
             for x, y in samples:
-                x = x.to(self.parts.device, non_blocking=True)
-                rows.append(self.features(self.parts.normalise(self.parts.view(x))).float().cpu())
+                inputs = self.parts.normalise(self.parts.view(x.to(self.parts.device, non_blocking=True)))
+                for module, of_module in zip(modules, rows, strict=True):
+                    self.bank.activate(module)
+                    of_module.append(self.features(inputs).float().cpu())
                 labels.append(y)
-        return torch.cat(rows), torch.cat(labels)
+        return [torch.cat(of_module) for of_module in rows], torch.cat(labels)
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -317,6 +349,11 @@ def technique(options: Any) -> Technique:
 
 def num_features(network: nn.Module) -> int:
     """Of what a vision transformer gives its head; SharedUserError for another network."""
+    if hasattr(network, "head_dist"):
+        raise SharedUserError(
+            f"{type(network).__name__} has two heads, the one of its distillation too; use one without, like "
+            "deit_base_patch16_224"
+        )
     width = getattr(network, "num_features", None)
     if not isinstance(width, int) or not hasattr(network, "forward_head") or not hasattr(network, "blocks"):
         raise SharedUserError(

@@ -141,7 +141,7 @@ def test_when_no_checkpoint_is_whole_nothing_is_begun_or_lost(finished, tmp_path
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert "no checkpoint in" in line
-    assert "leave out --resume" in line
+    assert "or begin anew without it" in line
     assert sorted(path for path in folder.rglob("*")) == before
 
 

@@ -18,16 +18,10 @@ from runs import DIGITS, run
 from reprise.main import main
 from reprise.report import __main__ as report
 from reprise.runtime import dist
+from reprise.runtime.config import Section
 from reprise.runtime.errors import UserError
 from reprise.train import checkpoint
-from reprise.train.options import (
-    BackboneConfig,
-    BufferConfig,
-    Invocation,
-    ModelConfig,
-    Options,
-    TasksetsConfig,
-)
+from reprise.train.options import BufferConfig, Invocation, Options, TasksetsConfig
 
 
 def fuzz(cases):
@@ -42,7 +36,11 @@ def fuzz(cases):
 
 
 GROUPS = Options.__bases__
-SECTIONS = (BackboneConfig, BufferConfig, ModelConfig, TasksetsConfig)
+SECTIONS = [
+    field.annotation
+    for field in Options.model_fields.values()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+]
 OPTIONS = [field.alias or name for group in (*GROUPS, Invocation) for name, field in group.model_fields.items()]
 KEYS = [name for section in SECTIONS for name in section.model_fields]
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +13,10 @@ import torch
 from runs import matrix
 from safetensors.torch import save_file
 
+from reprise.cl_models.base import STRATEGIES
 from reprise.main import main
+from reprise.runtime.stop import REQUEUE
+from reprise.train import checkpoint
 
 TINY = "patch_size=4 depth=2 embed_dim=16 num_heads=2"
 COMMON = ["--dataset", "digits", "--tasksets-config", "increment=4 last_smaller=true", "--warmup-epochs", "0"]
@@ -19,17 +24,21 @@ COMMON += ["--epochs", "1", "--batch-size", "32", "--keep-checkpoints", "0", "--
 COMMON += ["--optimizer-regime", "[{'optimizer': 'Adam', 'lr': 0.01}]", "--backbone", "vit", "--backbone-config", TINY]
 QUICK = "ca_epochs=2 rank=2 length=3 bottleneck=2"
 TASKS = 3
+MEMORY = ("--buffer-config", "capacity=40 num_representatives=8 deterministic=true")
+
+
+def code_of(folder: Path, name: str, model: str, peft: str = "", *options: str) -> int:
+    words = [*COMMON, "--model", model, "--peft-config", f"{QUICK} {peft}", *options]
+    return main([*words, "--results-dir", str(folder), "--save-dir", name])
 
 
 def run(folder: Path, name: str, model: str, peft: str = "", *options: str) -> Path:
-    words = [*COMMON, "--model", model, "--peft-config", f"{QUICK} {peft}", *options]
-    assert main([*words, "--results-dir", str(folder), "--save-dir", name]) == 0
+    assert code_of(folder, name, model, peft, *options) == 0
     return folder / name
 
 
 def refused(capsys, folder: Path, model: str, peft: str = "", *options: str) -> str:
-    words = [*COMMON, "--model", model, "--peft-config", f"{QUICK} {peft}", *options]
-    assert main([*words, "--results-dir", str(folder), "--save-dir", "refused"]) == 2
+    assert code_of(folder, "refused", model, peft, *options) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     return line
 
@@ -120,7 +129,13 @@ def test_every_way_to_choose_a_module(tmp_path, selector, peft):
 
 
 def test_a_buffer_from_which_nothing_is_drawn_changes_no_bit(tmp_path, selector):
-    for model, peft in (("Selector", ""), ("Hide", f"selector={selector}"), ("Slcapp", "init=svd targets=['q','v']")):
+    chosen = f"selector={selector}"
+    for model, peft in (
+        ("Selector", ""),
+        ("Hide", chosen),
+        ("L2c", chosen),
+        ("Slcapp", "init=svd targets=['q','v']"),
+    ):
         none = run(tmp_path, f"{model}-none", model, peft)
         empty = run(tmp_path, f"{model}-empty", model, peft, "--buffer-config", "capacity=40 num_representatives=0")
         assert same(state(none), state(empty)), model
@@ -142,6 +157,17 @@ def test_replay_is_trained_on_where_there_is_a_buffer(tmp_path, selector, model)
     kept = state(replay)["statistics"]
     assert memory["bytes_of_statistics"] == sum(value.nbytes for name, value in kept.items() if name != "method")
     assert logged(none, "memory")["bytes_of_images"] == memory["bytes_of_features"] == 0
+
+
+def test_without_replay_classes_have_statistics_under_their_own_expert_and_all_before_it(tmp_path, selector):
+    folder = run(tmp_path, "run", "L2c", f"selector={selector} statistics=variance")
+    kept = state(folder)["statistics"]
+    for task, classes in enumerate(state(folder)["classes"]):
+        for label in classes:
+            experts = {int(name.split(".")[1]) for name in kept if name.startswith(f"{label}.")}
+            assert experts == set(range(task + 1))
+            means = [kept[f"{label}.{expert}.mean"] for expert in sorted(experts)]
+            assert all(not torch.equal(one, other) for one, other in pairwise(means))
 
 
 def test_kept_features_are_counted_as_such(tmp_path):
@@ -183,13 +209,59 @@ def logged(folder: Path, split: str) -> dict[str, float]:
     return {row["metric"]: float(row["value"]) for row in rows if row["split"] == split}
 
 
-@pytest.mark.parametrize("model", ["Selector", "Hide", "Slca"])
-def test_a_run_that_goes_on_in_the_middle_of_a_task_is_the_same_run(tmp_path, selector, model):
+@pytest.mark.parametrize(
+    ("model", "peft", "options"),
+    [
+        ("Selector", "", ()),
+        ("Selector", "continual_type=fix_and_tuning fix_epochs=1", ()),
+        ("Hide", "", ()),
+        ("L2c", "", ()),
+        ("L2c", "", MEMORY),
+        ("Slca", "", ()),
+        ("Slcapp", "init=svd targets=['q','v']", ()),
+        ("Lae", "", ()),
+    ],
+)
+def test_a_run_that_goes_on_in_the_middle_of_a_task_is_the_same_run(tmp_path, selector, model, peft, options):
+    peft, options = f"selector={selector} {peft}", (*options, "--epochs", "2")
+    whole = run(tmp_path, "whole", model, peft, *options, "--checkpoint-every", "5")
+    for epoch in range(2):
+        middle = ("--load-checkpoint", str(within(whole, task=1, epoch=epoch)))
+        resumed = run(tmp_path, f"resumed-in-{epoch}", model, peft, *options, *middle)
+        assert same(state(whole), state(resumed))
+        assert (matrix(whole) == matrix(resumed)).all()
+
+
+def within(folder: Path, task: int, epoch: int) -> Path:
+    """A checkpoint of a run, made between two steps of that epoch."""
+    for found in map(checkpoint.read_manifest, sorted((folder / "checkpoints").glob("step_*"))):
+        progress = found.progress
+        if (progress.tasks_done, progress.epoch) == (task, epoch) and progress.samples:
+            return found.folder
+    raise AssertionError(f"{folder} has no checkpoint in epoch {epoch} of task {task}")
+
+
+@pytest.mark.parametrize(
+    ("model", "options"), [("Selector", ()), ("L2c", ()), ("L2c", MEMORY), ("Slca", ()), ("Lae", ())]
+)
+def test_a_run_that_is_stopped_in_an_evaluation_consolidates_no_task_twice(
+    tmp_path, selector, monkeypatch, model, options
+):
+    """The signal comes when task 1 has been consolidated, and the checkpoint after the first test set."""
     peft = f"selector={selector}"
-    whole = run(tmp_path, "whole", model, peft, "--checkpoint-every", "5", "--epochs", "2")
-    steps = sorted(path.name for path in (whole / "checkpoints").glob("step_*"))
-    middle = whole / "checkpoints" / steps[len(steps) // 2]
-    resumed = run(tmp_path, "resumed", model, peft, "--load-checkpoint", str(middle), "--epochs", "2")
+    whole = run(tmp_path, "whole", model, peft, *options)
+    consolidate = STRATEGIES.get(model).consolidate
+
+    def stopping(self, task, samples):
+        consolidate(self, task, samples)
+        if task.index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(STRATEGIES.get(model), "consolidate", stopping)
+        assert code_of(tmp_path, "stopped", model, peft, *options) == REQUEUE
+    (middle,) = (tmp_path / "stopped" / "checkpoints").glob("step_*_trained")
+    resumed = run(tmp_path, "resumed", model, peft, *options, "--load-checkpoint", str(middle))
     assert same(state(whole), state(resumed))
     assert (matrix(whole) == matrix(resumed)).all()
 

@@ -12,7 +12,7 @@ from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
 from reprise.runtime.seeds import torch_generator
 
-METHODS = ("covariance", "variance", "multi-centroid", "low-rank")
+METHODS = ("covariance", "variance", "multi-centroid", "low-rank", "features")
 CLASSES, D = (0, 1, 2, 3, 4), 6
 SETTINGS = Alignment(epochs=3, lr=0.2, weight_decay=0.01, batch=8, steps_per_epoch=2)
 

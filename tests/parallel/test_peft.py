@@ -90,10 +90,13 @@ JOINED = ("--dataset", "synthetic", "--tasksets-config", "scenario=domain", *SGD
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("model", "ranks"), [("Selector", 2), ("Selector", 4), ("SeqPeft", 2)])
+@pytest.mark.parametrize(("model", "ranks"), [("Selector", 2), ("Selector", 4), ("Hide", 2)])
 def test_several_ranks_learn_what_one_learns_at_equal_global_batch(model, ranks):
-    one = state(job("python", 1, model, ALIKE, *JOINED, batch=200), task=0)
-    several = state(job("horovodrun", ranks, model, ALIKE, *JOINED, batch=200), task=0)
+    peft = ALIKE
+    if model == "Hide":
+        peft += f" selector={job('python', 1, 'Selector', ALIKE, *JOINED, batch=200) / 'run'}"
+    one = state(job("python", 1, model, peft, *JOINED, batch=200), task=0)
+    several = state(job("horovodrun", ranks, model, peft, *JOINED, batch=200), task=0)
     compared = 0
     for part in ("heads", "modules"):
         for name, value in _flat(one[part]).items():

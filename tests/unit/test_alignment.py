@@ -283,7 +283,7 @@ def test_symmetric_cross_entropy_of_each_sample(a, b):
 def test_logit_norm_is_the_mean_of_the_tasks_norms():
     z = torch.tensor([[3.0, 4.0, 0.0, 12.0, 5.0]])
     # Norms 5 (columns 0, 1) and 13 (columns 3, 4), mean 9.
-    torch.testing.assert_close(logit_normalised(z, [[0, 1], [3, 4]], 0.5), z / 9 / 0.5)
+    torch.testing.assert_close(logit_normalised(z, [torch.tensor([0, 1]), torch.tensor([3, 4])], 0.5), z / 9 / 0.5)
 
 
 def test_scales_by_the_age_of_a_task():

@@ -596,6 +596,6 @@ def test_the_benchmark_judges_every_technique_and_a_training_step(
     assert peft_step.main(["--quick", "--check"]) == code
     said = capsys.readouterr().out
     assert all(f"inference, {name}: 10 tasks / one" in said for name in ("LoRA", "Prefix", "Prompt", "Adapter"))
-    assert "training step, LoRA: ours / " in said
+    assert "training step: Hide / " in said
     assert "A task adds" in said
     assert said.count("FAIL") == 6 * code

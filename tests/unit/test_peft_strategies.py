@@ -8,7 +8,9 @@ import torch
 
 from reprise.cl_models.peft.heads import NEVER, TaskHeads
 from reprise.cl_models.peft.hide import contrast, contrast_as_released
+from reprise.cl_models.peft.l2c import L2c
 from reprise.cl_models.peft.tuned import Tuned
+from reprise.runtime import dist
 from reprise.train.grouped_gradients import GroupedGradients
 from reprise.train.stepper import Stepper
 
@@ -158,10 +160,10 @@ def test_new_samples_compete_within_their_task_and_replayed_ones_among_all_class
     model.parts = SimpleNamespace(  # type: ignore[assignment]
         stepper=SimpleNamespace(forward=made), loss=torch.nn.CrossEntropyLoss(reduction="none")
     )
-    model.options, model.classes = {"train_mask": mask}, [(0, 1), (2, 3)]
+    model.options, model._others = {"train_mask": mask}, torch.tensor([True, True, False, False, True, True])
     x, old_x = torch.randn(3, 3), torch.randn(2, 3)
     y, old_y = torch.tensor([2, 3, 3]), torch.tensor([0, 2])
-    loss, metrics = model.joint_loss(x, y, old_x, old_y, rows=(3, 2))
+    loss, metrics = model.joint_loss(x, y, old_x, old_y, torch.tensor([0, 1]), rows=(3, 2))
 
     logits = [made(rows).detach().double()[:, :4] for rows in (x, old_x)]
     new = logits[0][:, 2:] if mask else logits[0]
@@ -175,3 +177,36 @@ def test_new_samples_compete_within_their_task_and_replayed_ones_among_all_class
     assert float(metrics["loss"]) == pytest.approx(float(loss.detach()))
     right = (new.argmax(dim=1) + (2 if mask else 0) == y).sum() + (logits[1].argmax(dim=1) == old_y).sum()
     assert float(metrics["accuracy"]) == pytest.approx(int(right) / 5)
+
+
+def test_what_a_task_has_trained_leaves_no_gradient_behind():
+    comm = dist.init()
+    first, second = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    one = stepper([first], comm)
+    one.minimise(lambda x: ((first * x).sum(), {}), torch.ones(2))
+    assert first.grad is not None
+    one.train_only([{"params": [second]}])
+    assert first.grad is None
+
+
+def test_cooperation_is_for_samples_of_other_tasks():
+    """What L2c adds for replayed rows: the mean over them of 0 or their loss among all classes, times its weight."""
+    made = heads((0, 1), (2, 3), num_classes=6)
+    model = object.__new__(L2c)
+    model.parts = SimpleNamespace(  # type: ignore[assignment]
+        stepper=SimpleNamespace(forward=made), loss=torch.nn.CrossEntropyLoss(reduction="none")
+    )
+    model.options = {"train_mask": True, "reg": 0, "cooperation": 0.5}
+    model._others = torch.tensor([True, True, False, False, True, True])
+    x, old_x = torch.randn(3, 3), torch.randn(4, 3)
+    y, old_y, old_task = torch.tensor([2, 3, 3]), torch.tensor([0, 2, 1, 3]), torch.tensor([0, 1, 0, 1])
+    alone = model.task_loss(x, y, 3)[0].item()
+    model.classes = [(0, 1)]
+    assert model.joint_loss(x, y, old_x, old_y, old_task, (3, 4))[0].item() == alone
+    model.classes = [(0, 1), (2, 3)]
+    loss = model.joint_loss(x, y, old_x, old_y, old_task, (3, 4))[0].item()
+    of_others = [0.0, 0.0]
+    for place, row in enumerate((0, 2)):
+        logits = made(old_x)[row, :4].double().tolist()
+        of_others[place] = math.log(sum(map(math.exp, logits))) - logits[int(old_y[row])]
+    assert loss == pytest.approx(alone + 0.5 * sum(of_others) / 4)

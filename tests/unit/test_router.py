@@ -238,3 +238,14 @@ def test_nobody_is_asked_again_where_all_is_sure():
     assert torch.equal(router.direct_rematch(first, z, experts, TASKS)[1], z)
     assert torch.equal(router.confidence_rematch(first, z, experts, candidates, TASKS)[0], first)
     assert experts.calls == []
+
+
+def test_a_class_that_nobody_has_seen_has_a_finite_logit():
+    """Its probability is 0 in any floating point; its loss is a number all the same, and the order of logits stays."""
+    z = torch.tensor([[[2.0, 1.0, -1e4, -2e4]], [[1.0, 3.0, -1e4, -3e4]]])
+    weights = torch.tensor([[0.25, 0.75]])
+    answer = router.aggregate(weights, lambda ids, rows: z[ids, rows])
+    assert answer.isfinite().all()
+    assert answer.argsort(dim=1, descending=True).tolist() == [[1, 0, 2, 3]]
+    expected = (0.25 * z[0].double().softmax(1) + 0.75 * z[1].double().softmax(1)).log()
+    torch.testing.assert_close(answer[:, :2].double(), expected[:, :2])
