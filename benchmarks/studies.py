@@ -273,7 +273,7 @@ TUNED = {
     "Selector": "",
     "Hide": _SECOND_STAGE,
     "L2c": f"{_SECOND_STAGE} topk=2",
-    "Slcapp": "rank=4 alpha=3.2 init=svd targets=['q','k','v','fc1','fc2'] blocks=all statistics=covariance",
+    "Slcapp": "",
 }
 """Strategy -> keys of --peft-config."""
 _REPLAYING = ("Selector", "Hide", "L2c", "Slcapp")
