@@ -7,14 +7,15 @@
     bank.activate(torch.tensor([0, 1, -1]))         # a task per sample; -1: the frozen base alone
 
 Which weights a task has in a block and what they do there is a technique's business: lora.py, prefix.py, prompt.py,
-adapter.py. Every task has a parameter of its own per block, never a slice of one over all tasks: an optimiser or an
-all-reduce of the task that learns cannot touch the others. All weights of a task in a block are in that one parameter,
-as a tensor costs a kilobyte beside what is in it. What is trained, and when, is up to the strategies.
+adapter.py. Every task has a parameter of its own, never a slice of one over all tasks: an optimiser or an all-reduce of
+the task that learns cannot touch the others. All weights of a task are in that one, as a tensor costs a kilobyte beside
+what is in it. What is trained, and when, is up to the strategies.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -86,8 +87,8 @@ def attention(block: nn.Module) -> Any:
 class Bank(nn.Module):
     """Owns the parameters of every task. Made by attach(). All of it is per rank; nothing here communicates.
 
-    The parameters have dtype and device of their block's weights when they are made, and state_dict() names them
-    "per_task.<task>/<block>". What is active is not part of the state.
+    The parameters have dtype and device of the first block's weights when they are made, and state_dict() names them
+    "per_task.<task>". What is active is not part of the state.
     """
 
     def __init__(self, technique: Technique, blocks: Mapping[int, nn.Module]) -> None:
@@ -98,12 +99,14 @@ class Bank(nn.Module):
         self._shapes = {number: technique.shapes(block) for number, block in blocks.items()}
         self._active: int | _PerSample | None = None
         self.per_task = nn.ParameterDict()
-        self._tasks: list[int] = []
+        # Where a task's parameter has the weights of a block.
+        ends = [0, *accumulate(sum(map(math.prod, shapes.values())) for shapes in self._shapes.values())]
+        self._within = {number: slice(*pair) for number, pair in zip(self._shapes, pairwise(ends), strict=True)}
 
     @property
     def tasks(self) -> tuple[int, ...]:
         """In the order they were added."""
-        return tuple(self._tasks)
+        return tuple(map(int, self.per_task))
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -166,7 +169,7 @@ class Bank(nn.Module):
             return self.weights(active, block)
         if len(active.index) != rows:
             raise UserError(f"{len(active.index)} task ids are active for a batch of {rows}; activate one per sample")
-        stack: list[Tensor] = [self._flat(task, block) for task in active.tasks]
+        stack = [self._flat(task)[self._within[block]] for task in active.tasks]
         if active.absent is not None:
             stack.append(torch.zeros_like(stack[0]))
         return self._named(torch.stack(stack).index_select(0, active.index), block)
@@ -182,12 +185,12 @@ class Bank(nn.Module):
         return ~(self._active.absent.view(-1, 1, 1, 1) & of_module)
 
     def weights(self, task: int, block: int) -> Weights:
-        """A task's weights in a block, by name: views of its parameter there."""
-        return self._named(self._flat(task, block), block)
+        """A task's weights in a block, by name: views of its parameter."""
+        return self._named(self._flat(task)[self._within[block]], block)
 
     def parameters_of(self, task: int) -> list[nn.Parameter]:
-        """A flat one per block, in the order of `blocks`."""
-        return [self._flat(task, block) for block in self.blocks]
+        """The flat one that has all its weights, by block and name."""
+        return [self._flat(task)]
 
     @torch.no_grad()
     def average(self, task: int, momentum: float) -> None:
@@ -233,11 +236,9 @@ class Bank(nn.Module):
         return sum(parameter.nbytes for parameter in self.parameters_of(task))
 
     def _make(self, task: int, weights: Mapping[int, Weights]) -> None:
-        for number, block in self.base.items():
-            base = next(block.parameters())
-            flat = torch.cat([value.detach().flatten() for value in weights[number].values()])
-            self.per_task[f"{task}/{number}"] = nn.Parameter(flat.to(base.device, base.dtype))
-        self._tasks.append(task)
+        base = next(next(iter(self.base.values())).parameters())
+        values = [value.detach().flatten() for of_block in weights.values() for value in of_block.values()]
+        self.per_task[str(task)] = nn.Parameter(torch.cat(values).to(base.device, base.dtype))
 
     def _by_block(self, state: Mapping[str, Tensor]) -> dict[int, Weights]:
         """A state that is complete and of the right shapes, by block."""
@@ -262,8 +263,8 @@ class Bank(nn.Module):
             raise UserError(f"no task {task} in the bank, which has {list(self.tasks)}; add it first")
         return task
 
-    def _flat(self, task: int, block: int) -> nn.Parameter:
-        flat: nn.Parameter = self.per_task[f"{self._known(task)}/{block}"]
+    def _flat(self, task: int) -> nn.Parameter:
+        flat: nn.Parameter = self.per_task[str(self._known(task))]
         return flat
 
     def _named(self, flat: Tensor, block: int) -> Weights:

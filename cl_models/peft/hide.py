@@ -43,7 +43,7 @@ class Hide(Tuned):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self.selector = TrainedSelector(parts)
-        self._prototypes: tuple[Tensor, Tensor] | None = None
+        self._prototypes: list[tuple[Tensor, Tensor]] = []
         self._features: Tensor | None = None
         self._mixed = 0  # tasks whose modules have been mixed with the earlier ones
         # The loss needs what the head sees, and the stepper gives what the head says.
@@ -54,10 +54,10 @@ class Hide(Tuned):
 
     def train(self, task: int) -> None:
         super().train(task)
-        self._prototypes = None
-        if self.options["reg"] and self.statistics.classes:
-            features, labels = self.statistics.prototypes()
-            self._prototypes = features.to(self.parts.device), labels.to(self.parts.device)
+        self._prototypes = []
+        if self.options["reg"]:
+            device = self.parts.device
+            self._prototypes = [(means.to(device), y.to(device)) for means, y in self.statistics.prototypes()]
 
     def task_loss(self, x: Tensor, y: Tensor, rows: float) -> tuple[Tensor, Metrics]:
         value, metrics = super().task_loss(x, y, rows)
@@ -66,9 +66,11 @@ class Hide(Tuned):
         features = self._features
         assert features is not None
         self.forget_features()
-        empty = features.new_empty((0, features.shape[1])), y[:0]
+        # Joined in every step: kept, they would be as large as the statistics that they are of.
+        means = torch.cat([features.new_empty((0, features.shape[1])), *(means for means, _ in self._prototypes)])
+        labels = torch.cat([y[:0], *(of_means for _, of_means in self._prototypes)])
         form = contrast_as_released if self.options["contrast"] == "code" else contrast
-        term = form(features, y, *(self._prototypes or empty)) * (len(y) / rows)
+        term = form(features, y, means, labels) * (len(y) / rows)
         value = value + self.options["reg"] * term
         return value, {**metrics, "loss": value.detach()}
 

@@ -8,6 +8,7 @@ one matrix of moments.
 
 import hashlib
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -88,15 +89,21 @@ class ClassStatistics:
         means = [_weighted_mean(summary) for summary in self._of(label, expert).values()]
         return torch.stack(means).mean(dim=0)
 
-    def prototypes(self) -> tuple[Tensor, Tensor]:
-        """Every stored mean, each centroid one of its own: (m, d) float32 and their labels (m,), on the CPU."""
-        means = [
-            (label, torch.atleast_2d(summary["mean"]).float())
-            for label in self.classes
-            for summary in self._of(label, None).values()
-        ]
-        labels = [torch.full((len(mean),), label) for label, mean in means]
-        return torch.cat([mean for _, mean in means]), torch.cat(labels)
+    def prototypes(self) -> list[tuple[Tensor, Tensor]]:
+        """Every stored mean, each centroid one of its own: pairs of (m, d) float64 and labels (m,) int32, on the CPU.
+
+        The means are no copies, unless some of their classes have been fitted again since.
+        """
+        found = []
+        for shelf, keys in self._live():
+            means = shelf.means()
+            of_key = [len(torch.atleast_2d(shelf.summary(key)["mean"])) for key in keys]
+            if len(keys) < len(shelf.keys):
+                means = torch.cat([torch.atleast_2d(shelf.summary(key)["mean"]) for key in keys])
+            labels = torch.tensor([label for label, _ in keys], dtype=torch.int32)
+            labels = labels.repeat_interleave(torch.tensor(of_key))
+            found.append((means, labels))
+        return found
 
     def sample(
         self, classes: Sequence[int], per_class: int, generator: torch.Generator, expert: int | None = None
@@ -204,11 +211,21 @@ class ClassStatistics:
             self._ready[key] = {name: value.to(device, torch.float32) for name, value in summary.items()}
         return self._ready[key]
 
+    def _live(self) -> list[tuple["_Shelf", list[tuple[int, int]]]]:
+        """Shelves, the oldest first, and what on each of them is on no newer one."""
+        found, newer = [], set[tuple[int, int]]()
+        for shelf in self._shelves:
+            found.append((shelf, [key for key in shelf.keys if key not in newer]))
+            newer.update(shelf.keys)
+        return found[::-1]
+
     def _tensors(self) -> Summary:
+        """In an order that stays when they are saved and read: sums over prototypes are then the same bits."""
         return {
             f"{label}.{expert}.{name}": value
-            for label, expert in sorted({key for shelf in self._shelves for key in shelf.keys})
-            for name, value in self._find(label, expert).items()
+            for shelf, keys in self._live()
+            for label, expert in keys
+            for name, value in shelf.summary((label, expert)).items()
         }
 
 
@@ -222,7 +239,7 @@ class _Shelf(NamedTuple):
 
     keys: tuple[tuple[int, int], ...]
     quantities: Summary
-    starts: dict[str, list[int]]
+    starts: "dict[str, array[int]]"
     scalars: frozenset[str]
 
     @classmethod
@@ -232,9 +249,14 @@ class _Shelf(NamedTuple):
         return cls(
             keys=tuple(summaries),
             quantities={name: torch.cat(values) for name, values in rows.items()},
-            starts={name: [0, *accumulate(map(len, values))] for name, values in rows.items()},
+            starts={name: array("q", [0, *accumulate(map(len, values))]) for name, values in rows.items()},
             scalars=frozenset(name for name, value in parts[0].items() if value.ndim == 0),
         )
+
+    def means(self) -> Tensor:
+        """(m, d): of all summaries, each centroid one of its own; a view."""
+        width = self.summary(self.keys[0])["mean"].shape[-1]
+        return self.quantities["mean"].view(-1, width)
 
     def summary(self, key: tuple[int, int]) -> Summary:
         """Views."""

@@ -99,9 +99,7 @@ def test_the_base_keeps_its_weights_and_their_names(technique: Technique) -> Non
     assert list(vit.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in vit.state_dict().items())
     assert [name for name, _ in vit.named_parameters()] == names
-    assert {name.partition(".")[2] for name in bank.state_dict()} == {
-        f"{t}/{b}" for t in (0, 1, 2) for b in bank.blocks
-    }
+    assert {name.split(".")[1] for name in bank.state_dict()} == {"0", "1", "2"}
     assert len(list(bank.parameters())) == sum(len(bank.parameters_of(task)) for task in bank.tasks)
 
 
@@ -310,7 +308,7 @@ def test_a_mixed_batch_is_its_samples_one_by_one_with_their_gradients(technique:
     assert_close(mixed, alone)
     absent = [task for task in bank.tasks if task not in ids]
     for name, parameter in bank.named_parameters():
-        if int(name.partition(".")[2].partition("/")[0]) in absent:
+        if int(name.split(".")[1]) in absent:
             assert parameter.grad is None, name
         else:
             assert parameter.grad.abs().sum() > 0, name
@@ -592,7 +590,7 @@ def test_the_benchmark_judges_every_technique_and_a_training_step(
     monkeypatch.setattr(peft_step, "QUICK", peft_step.Size(batch=2, pixels=32, width=48, turns=1, tasks=1))
     monkeypatch.setattr(peft_step, "MIXED", limit)
     monkeypatch.setattr(peft_step, "TRAINING", limit)
-    monkeypatch.setattr(peft_step, "RESIDENT", limit)
+    monkeypatch.setattr(peft_step, "RESIDENT", limit or -1e9)  # so little grows by nothing, or shrinks
     assert peft_step.main(["--quick", "--check"]) == code
     said = capsys.readouterr().out
     assert all(f"inference, {name}: 10 tasks / one" in said for name in ("LoRA", "Prefix", "Prompt", "Adapter"))
