@@ -1,4 +1,4 @@
-"""TaskHeads: one classifier over all classes, made of a linear layer per task so that a task trains its own alone."""
+"""TaskHeads: one classifier over all classes, made of a layer per task so that a task trains its own alone."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,8 +15,8 @@ NEVER = -1e4
 class TaskHeads(nn.Module):
     """Features (n, d) to logits (n, C); classes not seen so far have NEVER.
 
-    The layer of a task holds its classes that are new with it, so that no class has two. Weights depend on the seed and
-    the task alone: every rank makes the same ones.
+    The layer of a task holds its classes that are new with it, so that no class has two: (classes, d + 1), the weights
+    and, last, the biases. They depend on the seed and the task alone: every rank makes the same ones.
     """
 
     def __init__(self, num_features: int, num_classes: int, seed: int) -> None:
@@ -24,7 +24,7 @@ class TaskHeads(nn.Module):
         self.num_features = num_features
         self.num_classes = num_classes
         self._seed = seed
-        self.layers = nn.ModuleDict()
+        self.layers = nn.ParameterDict()
         self._classes: dict[str, list[int]] = {}
         # Where the columns of all layers go; buffers would be saved and averaged over ranks.
         self._columns = torch.empty(0, dtype=torch.int64)
@@ -42,18 +42,15 @@ class TaskHeads(nn.Module):
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self._seed, "head", task))
-            self.layers[str(task)] = nn.Linear(self.num_features, len(new)).to(device)
+            linear = nn.Linear(self.num_features, len(new))
+        weights = torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach()
+        self.layers[str(task)] = nn.Parameter(weights.to(device))
         self._classes[str(task)] = new
         self._columns = torch.tensor(self.classes, device=device)
 
     def of(self, classes: Sequence[int]) -> list[nn.Parameter]:
-        """The parameters of the layers that hold any of these classes."""
-        return [
-            parameter
-            for task, layer in self.layers.items()
-            if not set(self._classes[task]).isdisjoint(classes)
-            for parameter in layer.parameters()
-        ]
+        """The layers that hold any of these classes."""
+        return [layer for task, layer in self.layers.items() if not set(self._classes[task]).isdisjoint(classes)]
 
     def stretch(self, factors: Mapping[int, float]) -> None:
         """From now on the inputs of these tasks' layers are multiplied by a factor."""
@@ -63,10 +60,11 @@ class TaskHeads(nn.Module):
         logits = features.new_full((len(features), self.num_classes), NEVER)
         if not self.layers:
             return logits
-        layers = {int(task): layer for task, layer in self.layers.items() if isinstance(layer, nn.Linear)}
-        weights = [
-            layer.weight * self._stretched[task] if task in self._stretched else layer.weight
-            for task, layer in layers.items()
-        ]
-        outputs = functional.linear(features, torch.cat(weights), torch.cat([layer.bias for layer in layers.values()]))
+        joined = torch.cat([self._of(int(task), layer) for task, layer in self.layers.items()])
+        outputs = functional.linear(features, joined[:, :-1], joined[:, -1])
         return logits.to(outputs.dtype).index_copy(1, self._columns, outputs)
+
+    def _of(self, task: int, layer: Tensor) -> Tensor:
+        if task not in self._stretched:
+            return layer
+        return torch.cat([layer[:, :-1] * self._stretched[task], layer[:, -1:]], dim=1)

@@ -43,7 +43,8 @@ class Hide(Tuned):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self.selector = TrainedSelector(parts)
-        self._prototypes: list[tuple[Tensor, Tensor]] = []
+        self._prototypes: list[Tensor] = []
+        self._labels = torch.empty(0, dtype=torch.int32)  # of their rows
         self._features: Tensor | None = None
         self._mixed = 0  # tasks whose modules have been mixed with the earlier ones
         # The loss needs what the head sees, and the stepper gives what the head says.
@@ -56,8 +57,9 @@ class Hide(Tuned):
         super().train(task)
         self._prototypes = []
         if self.options["reg"]:
-            device = self.parts.device
-            self._prototypes = [(means.to(device), y.to(device)) for means, y in self.statistics.prototypes()]
+            means, labels = self.statistics.prototypes()
+            self._prototypes = [some.to(self.parts.device) for some in means]
+            self._labels = labels.to(self.parts.device)
 
     def task_loss(self, x: Tensor, y: Tensor, rows: float) -> tuple[Tensor, Metrics]:
         value, metrics = super().task_loss(x, y, rows)
@@ -67,10 +69,9 @@ class Hide(Tuned):
         assert features is not None
         self.forget_features()
         # Joined in every step: kept, they would be as large as the statistics that they are of.
-        means = torch.cat([features.new_empty((0, features.shape[1])), *(means for means, _ in self._prototypes)])
-        labels = torch.cat([y[:0], *(of_means for _, of_means in self._prototypes)])
+        means = torch.cat([features.new_empty((0, features.shape[1])), *self._prototypes])
         form = contrast_as_released if self.options["contrast"] == "code" else contrast
-        term = form(features, y, means, labels) * (len(y) / rows)
+        term = form(features, y, means, self._labels) * (len(y) / rows)
         value = value + self.options["reg"] * term
         return value, {**metrics, "loss": value.detach()}
 

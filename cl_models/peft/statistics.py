@@ -9,7 +9,7 @@ one matrix of moments.
 import hashlib
 import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -71,39 +71,27 @@ class ClassStatistics:
         )
         summaries = {label: summary for part in found for label, summary in part.items()}
         self._check_same(summaries, classes, expert)
-        newer: set[tuple[int, int]] = set()
-        older, self._shelves = self._shelves, []
-        for shelf in (_Shelf.of({(label, expert): summaries[label] for label in classes}), *older):
-            if not newer.issuperset(shelf.keys):
-                self._shelves.append(shelf)
-                newer.update(shelf.keys)
+        fitted = {(label, expert): summaries[label] for label in classes}
+        kept = (shelf.without(fitted) for shelf in self._shelves)
+        self._shelves = [*(shelf for shelf in kept if shelf is not None), _Shelf.of(fitted)]
         self.forget_copies()
 
     @property
     def classes(self) -> tuple[int, ...]:
         """Those with statistics, in ascending order."""
-        return tuple(sorted({label for shelf in self._shelves for label, _ in shelf.keys}))
+        return tuple(sorted({label for shelf in self._shelves for label in shelf.classes}))
 
     def mean(self, label: int, expert: int | None = None) -> Tensor:
         """(d,) float64 on the CPU: the mean of what sample() draws."""
         means = [_weighted_mean(summary) for summary in self._of(label, expert).values()]
         return torch.stack(means).mean(dim=0)
 
-    def prototypes(self) -> list[tuple[Tensor, Tensor]]:
-        """Every stored mean, each centroid one of its own: pairs of (m, d) float64 and labels (m,) int32, on the CPU.
-
-        The means are no copies, unless some of their classes have been fitted again since.
+    def prototypes(self) -> tuple[list[Tensor], Tensor]:
+        """Every stored mean, each centroid one of its own: tensors (m_i, d) float64 and the labels of all their rows,
+        (sum m_i,) int32, on the CPU. The means are no copies.
         """
-        found = []
-        for shelf, keys in self._live():
-            means = shelf.means()
-            of_key = [len(torch.atleast_2d(shelf.summary(key)["mean"])) for key in keys]
-            if len(keys) < len(shelf.keys):
-                means = torch.cat([torch.atleast_2d(shelf.summary(key)["mean"]) for key in keys])
-            labels = torch.tensor([label for label, _ in keys], dtype=torch.int32)
-            labels = labels.repeat_interleave(torch.tensor(of_key))
-            found.append((means, labels))
-        return found
+        labels = [torch.empty(0, dtype=torch.int32), *(shelf.labels() for shelf in self._shelves)]
+        return [shelf.means() for shelf in self._shelves], torch.cat(labels)
 
     def sample(
         self, classes: Sequence[int], per_class: int, generator: torch.Generator, expert: int | None = None
@@ -181,15 +169,10 @@ class ClassStatistics:
             )
 
     def _of(self, label: int, expert: int | None) -> dict[int, Summary]:
-        held = {key for shelf in self._shelves for key in shelf.keys if key[0] == label}
-        experts = sorted(one for _, one in held) if expert is None else [expert]
-        if (label, expert) not in held and (expert is not None or not held):
+        held = {shelf.experts[place]: shelf.summary(place) for shelf in self._shelves for place in shelf.places(label)}
+        if not held or (expert is not None and expert not in held):
             raise KeyError(f"no statistics of class {label}" + ("" if expert is None else f" under expert {expert}"))
-        return {one: self._find(label, one) for one in experts}
-
-    def _find(self, label: int, expert: int) -> Summary:
-        """The newest shelf comes first."""
-        return next(shelf.summary((label, expert)) for shelf in self._shelves if (label, expert) in shelf.keys)
+        return {one: held[one] for one in (sorted(held) if expert is None else [expert])}
 
     def _draw(self, label: int, n: int, generator: torch.Generator, expert: int | None) -> Tensor:
         device = generator.device
@@ -207,25 +190,17 @@ class ClassStatistics:
     def _on_device(self, label: int, expert: int, device: torch.device) -> Summary:
         key = (label, expert, device)
         if key not in self._ready:
-            summary = self._find(label, expert)
+            summary = self._of(label, expert)[expert]
             self._ready[key] = {name: value.to(device, torch.float32) for name, value in summary.items()}
         return self._ready[key]
-
-    def _live(self) -> list[tuple["_Shelf", list[tuple[int, int]]]]:
-        """Shelves, the oldest first, and what on each of them is on no newer one."""
-        found, newer = [], set[tuple[int, int]]()
-        for shelf in self._shelves:
-            found.append((shelf, [key for key in shelf.keys if key not in newer]))
-            newer.update(shelf.keys)
-        return found[::-1]
 
     def _tensors(self) -> Summary:
         """In an order that stays when they are saved and read: sums over prototypes are then the same bits."""
         return {
             f"{label}.{expert}.{name}": value
-            for shelf, keys in self._live()
-            for label, expert in keys
-            for name, value in shelf.summary((label, expert)).items()
+            for shelf in self._shelves
+            for place, (label, expert) in enumerate(zip(shelf.classes, shelf.experts, strict=True))
+            for name, value in shelf.summary(place).items()
         }
 
 
@@ -233,11 +208,12 @@ class _Shelf(NamedTuple):
     """Summaries that came together, each quantity of all of them in one tensor: a tensor costs a kilobyte beside what
     is in it, and there would be several per class.
 
-    keys: (class, expert) of each. starts: quantity -> where the rows of each summary begin, and where the last end.
+    classes, experts: of each. starts: quantity -> where the rows of each summary begin, and where the last end.
     scalars: quantities without dimensions, one row each.
     """
 
-    keys: tuple[tuple[int, int], ...]
+    classes: "array[int]"
+    experts: "array[int]"
     quantities: Summary
     starts: "dict[str, array[int]]"
     scalars: frozenset[str]
@@ -247,25 +223,42 @@ class _Shelf(NamedTuple):
         parts = list(summaries.values())
         rows = {name: [torch.atleast_1d(part[name]) for part in parts] for name in parts[0]}
         return cls(
-            keys=tuple(summaries),
+            classes=array("q", [label for label, _ in summaries]),
+            experts=array("q", [expert for _, expert in summaries]),
             quantities={name: torch.cat(values) for name, values in rows.items()},
             starts={name: array("q", [0, *accumulate(map(len, values))]) for name, values in rows.items()},
             scalars=frozenset(name for name, value in parts[0].items() if value.ndim == 0),
         )
 
-    def means(self) -> Tensor:
-        """(m, d): of all summaries, each centroid one of its own; a view."""
-        width = self.summary(self.keys[0])["mean"].shape[-1]
-        return self.quantities["mean"].view(-1, width)
+    def without(self, keys: Collection[tuple[int, int]]) -> "_Shelf | None":
+        """The others; None where there are none."""
+        own = list(zip(self.classes, self.experts, strict=True))
+        others = {key: self.summary(place) for place, key in enumerate(own) if key not in keys}
+        if len(others) == len(own):
+            return self
+        return _Shelf.of(others) if others else None
 
-    def summary(self, key: tuple[int, int]) -> Summary:
+    def places(self, label: int) -> list[int]:
+        return [place for place, one in enumerate(self.classes) if one == label] if label in self.classes else []
+
+    def summary(self, place: int) -> Summary:
         """Views."""
-        place = self.keys.index(key)
         found = {}
         for name, values in self.quantities.items():
             start, end = self.starts[name][place : place + 2]
             found[name] = values[start] if name in self.scalars else values[start:end]
         return found
+
+    def means(self) -> Tensor:
+        """(m, d): of all summaries, each centroid one of its own; a view."""
+        return self.quantities["mean"].view(-1, self.summary(0)["mean"].shape[-1])
+
+    def labels(self) -> Tensor:
+        """(m,) int32: of their rows."""
+        labels = torch.tensor(self.classes, dtype=torch.int32)
+        if self.quantities["mean"].ndim == 1:
+            return labels
+        return labels.repeat_interleave(torch.tensor(self.starts["mean"]).diff())
 
 
 # ---- methods: rows (n, d) float64 of one class to its summary, and a summary, in float32, to draws (n, d)

@@ -302,12 +302,12 @@ def test_half_precision_features_are_summed_in_float64(make):
 
 def test_prototypes_are_the_means_and_every_centroid(make):
     parts = [mixture()[0], mixture()[0] + 7]
-    ((features, labels),) = fitted(make("covariance"), *parts).prototypes()
+    ((features,), labels) = fitted(make("covariance"), *parts).prototypes()
     assert labels.tolist() == [0, 1]
     expected = torch.stack([part.double().mean(0) for part in parts])
     torch.testing.assert_close(features, expected, rtol=1e-12, atol=1e-12)
     statistics = fitted(make("multi-centroid", centroids=3), *parts)
-    ((features, labels),) = statistics.prototypes()
+    ((features,), labels) = statistics.prototypes()
     assert labels.tolist() == [0] * 3 + [1] * 3
     stored = np.concatenate([tensor(statistics, "mean", label) for label in (0, 1)])
     np.testing.assert_array_equal(features, stored)
@@ -321,10 +321,8 @@ def test_prototypes_are_in_one_order_however_often_they_were_saved(make, method)
         statistics.fit(rows, torch.full((20,), label), [label])
     again = make(method, centroids=3)
     again.load_state_dict(statistics.state_dict())
-    (before, labels), (after, read) = (
-        map(torch.cat, zip(*one.prototypes(), strict=True)) for one in (statistics, again)
-    )
-    assert torch.equal(before, after)
+    (before, labels), (after, read) = statistics.prototypes(), again.prototypes()
+    assert torch.equal(torch.cat(before), torch.cat(after))
     assert torch.equal(labels, read)
     assert list(dict.fromkeys(labels.tolist())) == [2, 1, 0]
 

@@ -32,8 +32,8 @@ def test_logits_stand_in_the_column_of_their_class_and_unseen_classes_have_never
     expected = torch.full((5, 6), NEVER)
     for row in range(5):
         for place, label in enumerate((4, 1)):
-            expected[row, label] = first.weight[place] @ x[row] + first.bias[place]
-        expected[row, 0] = second.weight[0] @ x[row] + second.bias[0]
+            expected[row, label] = first[place, :3] @ x[row] + first[place, 3]
+        expected[row, 0] = second[0, :3] @ x[row] + second[0, 3]
     torch.testing.assert_close(logits, expected)
     assert (TaskHeads(3, 2, 0)(x) == NEVER).all()
 
@@ -41,13 +41,13 @@ def test_logits_stand_in_the_column_of_their_class_and_unseen_classes_have_never
 def test_a_class_has_one_layer_and_a_layer_depends_on_seed_and_task_alone():
     made = heads((0, 1), (1, 2), (0, 2))
     assert made.classes == (0, 1, 2)
-    assert [layer.out_features for layer in made.layers.values()] == [2, 1]
-    assert [p.shape for p in made.of((2,))] == [(1, 3), (1,)]
-    assert len(made.of((1, 2))) == 4
+    assert [layer.shape for layer in made.layers.values()] == [(2, 4), (1, 4)]
+    assert [p.shape for p in made.of((2,))] == [(1, 4)]
+    assert len(made.of((1, 2))) == 2
     torch.manual_seed(99)
     again = heads((0, 1), (1, 2))
-    assert torch.equal(again.layers["1"].weight, made.layers["1"].weight)
-    assert not torch.equal(made.layers["0"].weight[:1], made.layers["1"].weight)
+    assert torch.equal(again.layers["1"], made.layers["1"])
+    assert not torch.equal(made.layers["0"][:1], made.layers["1"])
 
 
 def test_a_stretched_layer_sees_longer_inputs():
@@ -55,7 +55,7 @@ def test_a_stretched_layer_sees_longer_inputs():
     x = torch.randn(4, 3)
     plain = made(x)
     made.stretch({1: 1.5})
-    torch.testing.assert_close(made(x)[:, 1], made.layers["1"](1.5 * x)[:, 0])
+    torch.testing.assert_close(made(x)[:, 1], (1.5 * x) @ made.layers["1"][0, :3] + made.layers["1"][0, 3])
     assert torch.equal(made(x)[:, 0], plain[:, 0])
     made.stretch({})
     assert torch.equal(made(x), plain)
