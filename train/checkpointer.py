@@ -9,8 +9,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +31,6 @@ from reprise.train.checkpoint import Checkpoint, Progress
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.02
-_LEAST = 19  # of a thread's claims on the cores
 # What became of a checkpoint, as ranks tell each other; 0: not known yet.
 _WRITTEN, _REFUSED, _THERE = 1, 2, 3
 
@@ -97,7 +94,7 @@ class Checkpointer:
         self._increments = Increments(buffer) if buffer is not None else None
         if self._increments is not None and resumed and resumed.world_size == comm.size:
             self._increments.resume(resumed.folder / checkpoint.BUFFER)
-        self._writer = ThreadPoolExecutor(1, "reprise-checkpoint", initializer=_step_back)
+        self._writer = ThreadPoolExecutor(1, "reprise-checkpoint")
         self._saving: _Saving | None = None
         self._wanted = False  # a checkpoint is due and not begun
         self._saved_at = time.monotonic()
@@ -285,9 +282,3 @@ class Checkpointer:
             with suppress(OSError):
                 os.rename(folder, gone)
                 shutil.rmtree(gone)
-
-
-def _step_back() -> None:
-    """Have this thread use what training leaves of the cores; where all of them train, writing would stop one."""
-    if sys.platform == "linux":  # elsewhere it would be the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST)

@@ -24,6 +24,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "cl_models": ("cl_models", "=buffer", "runtime.dist", "runtime.registry"),
     "cl_models/peft": ("cl_models", "=buffer", "runtime"),
     "sweeps": ("sweeps", "report", "runtime"),
+    # Where names become objects: what main.py builds a run from.
+    "train/parts.py": ("train", "buffer", "cl_models", "backbone", "scenarios", "runtime"),
     "train": (
         "train",
         "=buffer",
