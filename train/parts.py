@@ -116,10 +116,12 @@ def make_network(options: Options, scenario: Scenario) -> nn.Module:
 def compare_inputs(options: Options, scenario: Scenario) -> None:
     """Say where a data set's own normalisation is not the one that pre-trained weights were made with."""
     config, transform = options.transform_config, scenario.transform
-    expected = backbone.expected_input(options.backbone, options.backbone_config.own)
-    if expected is None or not isinstance(transform, Normalised) or (config.preset, config.normalise) != (OWN, OWN):
+    if not isinstance(transform, Normalised) or (config.preset, config.normalise) != (OWN, OWN):
         return
-    if any({*own} != {*wanted} for own, wanted in ((transform.mean, expected.mean), (transform.std, expected.std))):
+    expected = backbone.expected_input(options.backbone, options.backbone_config.own)  # may read the weights' file
+    if expected is not None and any(
+        {*own} != {*wanted} for own, wanted in ((transform.mean, expected.mean), (transform.std, expected.std))
+    ):
         logger.warning(
             "the weights of %s were made with images of mean %s and std %s, and those of %s are normalised by mean %s "
             "and std %s; see --transform-config normalise",

@@ -113,7 +113,7 @@ class ClassStatistics:
     @property
     def bytes(self) -> int:
         """Of all statistics, on this rank; copies on a device not counted."""
-        return sum(value.nbytes for value in self._tensors().values())
+        return sum(value.nbytes for shelf in self._shelves for value in shelf.quantities.values())
 
     def state_dict(self) -> dict[str, Any]:
         """The method's name, and flat tensors named "class.expert.quantity". The same on every rank."""
@@ -176,7 +176,7 @@ class ClassStatistics:
 
     def _draw(self, label: int, n: int, generator: torch.Generator, expert: int | None) -> Tensor:
         device = generator.device
-        ready = [self._on_device(label, held, device) for held in self._of(label, expert)]
+        ready = [self._on_device((label, held, device), summary) for held, summary in self._of(label, expert).items()]
         if len(ready) == 1:
             return self._method.draw(ready[0], n, generator)
         source = torch.randint(len(ready), (n,), generator=generator, device=device)
@@ -187,11 +187,9 @@ class ClassStatistics:
                 drawn[rows] = self._method.draw(summary, len(rows), generator)
         return drawn
 
-    def _on_device(self, label: int, expert: int, device: torch.device) -> Summary:
-        key = (label, expert, device)
+    def _on_device(self, key: tuple[int, int, torch.device], summary: Summary) -> Summary:
         if key not in self._ready:
-            summary = self._of(label, expert)[expert]
-            self._ready[key] = {name: value.to(device, torch.float32) for name, value in summary.items()}
+            self._ready[key] = {name: value.to(key[2], torch.float32) for name, value in summary.items()}
         return self._ready[key]
 
     def _tensors(self) -> Summary:
