@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from reprise.buffer import snapshot
 from reprise.buffer.policies.random_words import Int64s
 from reprise.buffer.rehearsal import RehearsalBuffer
+from reprise.buffer.schema import Spec
 from reprise.buffer.snapshot import ShardFile
 from reprise.runtime.errors import UserError
 from reprise.runtime.files import atomic_write, disk_errors
@@ -28,7 +31,10 @@ MAX_FILES = 64
 
 @dataclass(frozen=True)
 class Capture:
-    """A shard between two steps, copied. earlier: the files, in `folder`, that it builds on."""
+    """A shard between two steps, copied. earlier: the files, in `folder`, that it builds on.
+
+    Its samples are there until the next capture of the same buffer, which takes their memory.
+    """
 
     state: dict[str, Any]
     versions: Int64s
@@ -41,6 +47,7 @@ class Increments:
 
     def __init__(self, buffer: RehearsalBuffer) -> None:
         self._buffer = buffer
+        self._memory = _Memory(buffer.spec)
         self._folder: Path | None = None
         self._files: tuple[ShardFile, ...] = ()
         self._versions = np.empty(0, dtype=np.int64)
@@ -65,8 +72,8 @@ class Increments:
         written = sum(file.rows for file in self._files[1:]) + len(changed)
         lost = any(self._folder is None or not (self._folder / file.file).is_file() for file in self._files)
         if whole or lost or not self._files or written > len(versions) or len(self._files) == MAX_FILES:
-            return Capture(self._buffer.state_dict(), versions, None, ())
-        state = {**self._buffer.state_dict(changed), "slots": torch.from_numpy(changed)}
+            return Capture(self._buffer.state_dict(empty=self._memory), versions, None, ())
+        state = {**self._buffer.state_dict(changed, self._memory), "slots": torch.from_numpy(changed)}
         return Capture(state, versions, self._folder, self._files)
 
     def write(self, capture: Capture, folder: Path) -> tuple[ShardFile, ...]:
@@ -89,6 +96,25 @@ class Increments:
     def keep(self, capture: Capture, folder: Path, files: tuple[ShardFile, ...]) -> None:
         """What was written to `folder` counts on all ranks: the next capture builds on it."""
         self._folder, self._files, self._versions = folder, files, capture.versions
+
+
+class _Memory:
+    """Where samples are copied to, again and again: the system takes several times as long to find memory as a copy to
+    what it has found takes, and training waits for that.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._bytes: dict[str, NDArray[np.uint8]] = {}
+
+    def __call__(self, name: str, rows: int) -> Tensor:
+        field = self._spec.stored_columns[name]
+        if not rows:
+            return field.empty(0, torch.device("cpu"))
+        if name not in self._bytes:  # of the whole share, so that it never grows; only what is written to is there
+            self._bytes[name] = np.empty(self._spec.share * field.nbytes, np.uint8)
+        # A storage of its own size: torch.save() writes all of it.
+        return torch.from_numpy(self._bytes[name][: rows * field.nbytes]).view(field.dtype).view(rows, *field.shape)
 
 
 def check_saved(folder: Path, rank: int, size: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reprise import cpp_loader
 from reprise.buffer.policies.random_words import Int64s
-from reprise.buffer.schema import Columns, Draw, Estate, Field, Prepared, Spec, draws_of
+from reprise.buffer.schema import Columns, Draw, Empty, Estate, Field, Prepared, Spec, draws_of
 from reprise.buffer.shard import policy_arrays
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import UserError
@@ -246,21 +246,23 @@ class NativeEngine:
         for rank, stored, mass, slots, writes, inverse_inclusion in self._core.estates():
             columns = None
             if len(slots) and min(heirs) == self.spec.rank:
-                columns = self._read(slots, partial(self._core.read_estate, rank))
+                columns = self._read(slots, partial(self._core.read_estate, rank), self.spec.empty)
             found.append(Estate(rank, stored, mass, columns, writes, inverse_inclusion))
         return found
 
-    def _read(self, slots: Int64s, read_column: Callable[[int, Int64s, int], None]) -> Columns:
-        columns = {name: field.empty(len(slots), _CPU) for name, field in self.spec.stored_columns.items()}
+    def _read(self, slots: Int64s, read_column: Callable[[int, Int64s, int], None], empty: Empty) -> Columns:
+        columns = {name: empty(name, len(slots)) for name in self.spec.stored_columns}
         for index, column in enumerate(columns.values()):
             read_column(index, slots, column.data_ptr())
         return columns
 
-    def state_dict(self, slots: Int64s | None = None) -> dict[str, Any]:
-        """Everything that the next step depends on; of the samples only those in `slots`, if given."""
+    def state_dict(self, slots: Int64s | None = None, empty: Empty | None = None) -> dict[str, Any]:
+        """Everything that the next step depends on; of the samples only those in `slots`, if given, copied to `empty`
+        columns.
+        """
         if slots is None:
             slots = np.arange(self._core.stored())
-        columns = self._read(slots, self._core.read_column)
+        columns = self._read(slots, self._core.read_column, empty or self.spec.empty)
         policy = self._core.policy_state()
         fill = torch.tensor(self._core.fills(), dtype=torch.int64)
         return {

@@ -16,7 +16,7 @@ from torch import Tensor
 from reprise.buffer.exchange import fetch
 from reprise.buffer.plan import plan_draws
 from reprise.buffer.policies.random_words import Int64s
-from reprise.buffer.schema import Columns, Estate, Prepared, Spec
+from reprise.buffer.schema import Columns, Empty, Estate, Prepared, Spec
 from reprise.buffer.shard import Shard
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import PeerLost
@@ -125,8 +125,10 @@ class PythonEngine:
             if rank != self.spec.rank
         ]
 
-    def state_dict(self, slots: Int64s | None = None) -> dict[str, Any]:
-        """Everything that the next step depends on; of the samples only those in `slots`, if given."""
+    def state_dict(self, slots: Int64s | None = None, empty: Empty | None = None) -> dict[str, Any]:
+        """Everything that the next step depends on; of the samples only those in `slots`, if given, copied to `empty`
+        columns.
+        """
         return {
             "step": self.step,
             "started": self._started,
@@ -135,7 +137,7 @@ class PythonEngine:
                 {"sizes": list(draw.sizes), "columns": {name: value.clone() for name, value in draw.columns.items()}}
                 for draw in self._prepared
             ],
-            "shard": self.shard.state_dict(slots),
+            "shard": self.shard.state_dict(slots, empty),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from reprise.buffer.batches import CopiedBatches
 from reprise.buffer.native_engine import Address, NativeEngine, Reach
 from reprise.buffer.policies.random_words import Int64s
 from reprise.buffer.python_engine import PythonEngine
-from reprise.buffer.schema import Draw, Estate, Field, Prepared, Spec, draws_of
+from reprise.buffer.schema import Draw, Empty, Estate, Field, Prepared, Spec, draws_of
 from reprise.runtime import dist as runtime_dist
 from reprise.runtime.dist import Communicator
 from reprise.runtime.errors import SharedUserError, UserError
@@ -260,14 +260,15 @@ class RehearsalBuffer:
         self._open()
         self._engine.drain()
 
-    def state_dict(self, slots: Int64s | None = None) -> dict[str, Any]:
+    def state_dict(self, slots: Int64s | None = None, empty: Empty | None = None) -> dict[str, Any]:
         """This rank's shard, counters, position in the random streams and draws in flight; tensors and numbers only.
 
-        slots: of the samples only those in these slots, for increments.py; it cannot be loaded then.
+        For increments.py: of the samples only those in `slots`, which cannot be loaded; copied to columns that `empty`
+        makes, given a column's name and the number of samples.
         """
         self._open()
         schema = snapshot.schema_of(self.spec)
-        return {"schema": schema, "rank": self.spec.rank, "engine": self._engine.state_dict(slots)}
+        return {"schema": schema, "rank": self.spec.rank, "engine": self._engine.state_dict(slots, empty)}
 
     def versions(self) -> Int64s:
         """Per slot of this rank that holds a sample a number that changes whenever it is written."""

@@ -1,6 +1,6 @@
 """What a sample is made of, what a draw looks like, and the checks of both. Shared by every implementation."""
 
-from collections.abc import Iterator, KeysView, Mapping
+from collections.abc import Callable, Iterator, KeysView, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -47,6 +47,10 @@ class Field:
 
     def empty(self, rows: int, device: torch.device) -> Tensor:
         return torch.empty((rows, *self.shape), dtype=self.dtype, device=device)
+
+
+# A column of a stored sample (Spec.stored_columns) for so many of them, in host memory, whose values are of no use.
+Empty = Callable[[str, int], Tensor]
 
 
 class Prepared(NamedTuple):
@@ -169,6 +173,10 @@ class Spec:
         """Every column of a stored sample."""
         number = Field((), torch.int64)
         return {**self.fields, "y": number, "task": number}
+
+    def empty(self, name: str, rows: int) -> Tensor:
+        """That column for so many samples, in host memory, without values."""
+        return self.stored_columns[name].empty(rows, torch.device("cpu"))
 
     @property
     def bytes_per_sample(self) -> int:

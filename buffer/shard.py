@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reprise.buffer.policies import POLICIES
 from reprise.buffer.policies.random_words import CANDIDATES, Int64s, RandomWords, choose
-from reprise.buffer.schema import Columns, Spec, as_words
+from reprise.buffer.schema import Columns, Empty, Spec, as_words
 
 _CPU = torch.device("cpu")
 
@@ -25,9 +25,7 @@ class Shard:
         self.policy = POLICIES[spec.policy](spec.share)
         self.submitted = 0
         self.versions = np.zeros(spec.share, dtype=np.uint32)  # how often each slot has been written
-        self.columns: Columns = {name: field.empty(spec.share, _CPU) for name, field in spec.fields.items()}
-        self.columns["y"] = torch.empty(spec.share, dtype=torch.int64)
-        self.columns["task"] = torch.empty(spec.share, dtype=torch.int64)
+        self.columns: Columns = {name: spec.empty(name, spec.share) for name in spec.stored_columns}
 
     @property
     def stored(self) -> int:
@@ -67,13 +65,16 @@ class Shard:
         labels, counts = torch.unique(self.columns["y"][: self.stored], return_counts=True)
         return dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
-    def state_dict(self, slots: Int64s | None = None) -> dict[str, Any]:
-        """Contents (of `slots`, if given) and counters as tensors and numbers; the tensors are copies."""
+    def state_dict(self, slots: Int64s | None = None, empty: Empty | None = None) -> dict[str, Any]:
+        """Contents (of `slots`, if given), copied to `empty` columns, and counters; tensors and numbers only."""
         chosen = torch.arange(self.stored) if slots is None else torch.from_numpy(slots)
+        copies = {name: (empty or self.spec.empty)(name, len(chosen)) for name in self.columns}
+        for name, copy in copies.items():
+            torch.index_select(as_words(self.columns[name]), 0, chosen, out=as_words(copy))
         return {
             "submitted": self.submitted,
             "policy": {name: _as_tensor(value) for name, value in self.policy.state_dict().items()},
-            "columns": {n: as_words(c).index_select(0, chosen).view(c.dtype) for n, c in self.columns.items()},
+            "columns": copies,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

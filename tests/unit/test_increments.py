@@ -87,6 +87,26 @@ def test_a_save_holds_the_samples_that_were_written_since_and_no_others(argument
         assert capture.state["engine"]["shard"]["columns"]["id"].tolist() == after[changed].tolist()
 
 
+def test_captures_share_their_memory_and_files_hold_no_more_than_their_samples(arguments, tmp_path):
+    """The second one has few samples, in what a capture of all samples took."""
+    arguments |= {"fields": {**FIELDS, "x": Field((1000,), torch.bfloat16)}, "policy": "fifo"}
+    with RehearsalBuffer(**arguments) as buffer:
+        saves = Increments(buffer)
+        places, sizes = [], []
+        for index in range(2):
+            ids = torch.arange(300 * (1 - index) + 2) + 500 * index
+            buffer.wait()
+            buffer.submit(id=ids, x=torch.ones(len(ids), 1000).bfloat16(), y=ids % 3)
+            folder = tmp_path / f"{index}"
+            capture, files = save(saves, folder)
+            saves.keep(capture, folder, files)
+            places.append(capture.state["engine"]["shard"]["columns"]["x"].data_ptr())
+            sizes.append((folder / files[-1].file).stat().st_size)
+        assert places[0] == places[1]
+        assert files[-1].rows == 2
+        assert sizes[1] < sizes[0] - 50 * 2000
+
+
 def test_a_save_that_nobody_keeps_changes_nothing_for_the_next_one(arguments, tmp_path):
     with RehearsalBuffer(**arguments) as buffer:
         saves = Increments(buffer)
