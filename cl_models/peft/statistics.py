@@ -206,7 +206,8 @@ class _Shelf(NamedTuple):
     """Summaries that came together, each quantity of all of them in one tensor: a tensor costs a kilobyte beside what
     is in it, and there would be several per class.
 
-    classes, experts: of each. starts: quantity -> where the rows of each summary begin, and where the last end.
+    classes, experts: of each. starts: quantity -> where the rows of each summary begin, and where the last end; one
+    array for all quantities that agree.
     scalars: quantities without dimensions, one row each.
     """
 
@@ -220,11 +221,13 @@ class _Shelf(NamedTuple):
     def of(cls, summaries: dict[tuple[int, int], Summary]) -> "_Shelf":
         parts = list(summaries.values())
         rows = {name: [torch.atleast_1d(part[name]) for part in parts] for name in parts[0]}
+        begins = {name: (0, *accumulate(map(len, values))) for name, values in rows.items()}
+        shared: dict[tuple[int, ...], array[int]] = {}
         return cls(
-            classes=array("q", [label for label, _ in summaries]),
-            experts=array("q", [expert for _, expert in summaries]),
+            classes=array("i", [label for label, _ in summaries]),
+            experts=array("i", [expert for _, expert in summaries]),
             quantities={name: torch.cat(values) for name, values in rows.items()},
-            starts={name: array("q", [0, *accumulate(map(len, values))]) for name, values in rows.items()},
+            starts={name: shared.setdefault(begin, array("i", begin)) for name, begin in begins.items()},
             scalars=frozenset(name for name, value in parts[0].items() if value.ndim == 0),
         )
 
