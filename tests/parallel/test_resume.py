@@ -23,6 +23,10 @@ LAST = "task_04"
 ALONE, TWO = ("python", 1), ("horovodrun", 2)
 
 
+def train_seconds(folder):
+    return json.loads((folder / "summary.json").read_text())["train_seconds"]
+
+
 def start(launcher, folder, *arguments, fault="plain", timeout=300):
     name, ranks = launcher
     return launch.run(
@@ -95,7 +99,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(tmp_path, whole, la
     if launcher == ALONE and not request.config.getoption("--whole"):
         pytest.skip("only with --whole")
     expected = whole(launcher)
-    seconds = json.loads((expected / "summary.json").read_text())["train_seconds"]
+    seconds = train_seconds(expected)
     kills = 25 if request.config.getoption("--whole") else 1
     chance, number, of_this_run = random.Random(launcher[1]), 0, 0
     while kills:
@@ -110,6 +114,8 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(tmp_path, whole, la
         finished = start(launcher, folder, "--resume")
         assert finished.returncode == 0, finished.output
         assert_same(folder, expected, launcher[1])
+        # On a machine that has become less busy most kills would come after the end.
+        seconds = min(seconds, train_seconds(folder))
         number, of_this_run = number + 1, 0
 
 
