@@ -8,7 +8,7 @@ steps; "steady": the buffer has seen ten times what it holds, so that one candid
 take turns: alone, with a checkpoint begun at their start, with a full save there. What a block takes beyond the block
 alone of the same turn, with what is left to write after it, is the cost; it is shown as a share of 500 steps, beside
 how much of the buffer the newest file has.
-All sizes take more than a quarter of an hour on 2 cores; --sizes chooses among them.
+All sizes take half an hour on 2 cores; --sizes chooses among them.
 """
 
 import argparse

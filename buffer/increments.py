@@ -108,9 +108,9 @@ class _Memory:
         self._bytes: dict[str, NDArray[np.uint8]] = {}
 
     def __call__(self, name: str, rows: int) -> Tensor:
-        field = self._spec.stored_columns[name]
         if not rows:
-            return field.empty(0, torch.device("cpu"))
+            return self._spec.empty(name, 0)
+        field = self._spec.stored_columns[name]
         if name not in self._bytes:  # of the whole share, so that it never grows; only what is written to is there
             self._bytes[name] = np.empty(self._spec.share * field.nbytes, np.uint8)
         # A storage of its own size: torch.save() writes all of it.

@@ -13,8 +13,6 @@ from reprise.buffer.policies import POLICIES
 from reprise.buffer.policies.random_words import CANDIDATES, Int64s, RandomWords, choose
 from reprise.buffer.schema import Columns, Empty, Spec, as_words
 
-_CPU = torch.device("cpu")
-
 
 class Shard:
     """Rows 0 .. stored-1 of every column hold samples; the rest is allocated and untouched (no resident memory)."""

@@ -30,8 +30,8 @@ def save(path: Path, state: Any) -> str:
 class _Hashed:
     """A file that is hashed as it is written, piece by piece, and makes way in the page cache as it reaches the disk.
 
-    A checkpoint is not read again. Left in the cache it takes memory that is not there yet, page by page, which costs
-    more than everything else about it, and drives out what is read again: the data set.
+    A checkpoint is hardly ever read again. Left in the cache it takes fresh memory, page by page, which can cost more
+    than all else about it, and drives out what is read again: the data set.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:

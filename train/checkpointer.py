@@ -137,8 +137,12 @@ class Checkpointer:
         self._writer.shutdown()
 
     def abandon(self) -> None:
-        """Write no more, without the others: a rank is gone. What is under way is no checkpoint."""
+        """Write no more, without the others: a rank is gone. What is under way is no checkpoint.
+
+        Frees the copy of the samples: those that are left may have to be dealt out now, which takes memory.
+        """
         self._writer.shutdown()
+        self._saving = self._increments = None
 
     # ---- what ranks tell each other
 
